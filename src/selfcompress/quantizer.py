@@ -1,0 +1,210 @@
+"""Real weights <-> integer levels, with a learned number format for every output channel.
+
+A format is a pair (bits b, exponent e), both real and trained. Two grids:
+
+- `"eq1"`, as published (Cséfalvay & Imber, arXiv 2301.13142, eq. 1): levels -round(2^(b-1)) … round(2^(b-1) - 1), so
+  b = 0 gives exactly zero, and any 0 < b <= log2(3) is a working {-1, 0} channel;
+- `"symmetric"`: levels -m … m, clipped at 2^(b-1) - 1/2, so that everything below one whole level is exactly dead.
+
+Rounding is to nearest, ties to even. Its gradient is passed straight through; all other gradients are exact: inside the
+range dq/dx = 1, dq/db = 0, dq/de = ln2·(q - x); clipped dq/dx = 0, dq/db = ±ln2·2^(b-1)·2^e, dq/de = ln2·q.
+`quantize` is one `autograd.Function` that keeps the weight (which lives anyway) and the two format vectors, and
+computes the rest again in the backward pass.
+
+Everything works on *rows*: a matrix with one row per output channel (`to_rows` / `from_rows`). Bytes are not this
+file's business: see `coder.py` and `rate.py`.
+"""
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+
+Grid = Literal["eq1", "symmetric"]
+GRIDS: tuple[Grid, ...] = ("eq1", "symmetric")
+LN2 = math.log(2.0)
+MAX_BITS = 16.0
+"""Formats are kept within 0 … 16 bits, because the file's levels are 16-bit integers."""
+
+
+def to_rows(weight: Tensor, axis: int | None, groups: int = 1) -> Tensor:
+    """View a weight as a matrix (channels, weights per channel).
+
+    Args:
+        weight: a tensor of any shape.
+        axis: the axis of the output channels: 0 for Linear and convolutions, 1 for transposed convolutions and
+            embeddings, None for one format for the whole tensor (the matrix then has one row).
+        groups: for transposed convolutions with groups, whose axis 1 holds only the channels of one group.
+
+    Inverse: `from_rows`. For axis 0 and None it is a view.
+    """
+    if axis is None:
+        return weight.reshape(1, -1)
+    if axis == 0:
+        return weight.reshape(weight.shape[0], -1)
+    if groups > 1:  # (groups · in, out, …) -> (groups · out, in · …)
+        split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        return split.transpose(1, 2).reshape(groups * weight.shape[1], -1)
+    return weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+
+
+def from_rows(rows: Tensor, shape: tuple[int, ...], axis: int | None, groups: int = 1) -> Tensor:
+    """Undo `to_rows`: a matrix (channels, weights per channel) becomes a tensor of `shape` again."""
+    if axis is None or axis == 0:
+        return rows.reshape(shape)
+    if groups > 1:
+        split = rows.reshape(groups, shape[1], shape[0] // groups, *shape[2:])
+        return split.transpose(1, 2).reshape(shape)
+    moved = (shape[axis], *(size for i, size in enumerate(shape) if i != axis))
+    return rows.reshape(moved).movedim(0, axis).contiguous()
+
+
+def limits(bits: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The real clipping limits (lowest, highest), in units of one level, of channels of `bits` bits each."""
+    half = torch.exp2(bits - 1)
+    if grid == "symmetric":
+        return 0.5 - half, half - 0.5
+    return -half, half - 1
+
+
+def to_levels(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tensor:
+    """Integer levels, as a float tensor, of `rows` (C, n) in the formats `bits` and `exponent` (C,)."""
+    low, high = limits(bits, grid)
+    scaled = rows * torch.exp2(-exponent)[:, None]
+    return torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None]).round_()
+
+
+class _Quantize(torch.autograd.Function):
+    """`to_levels` times the step 2^e, with the straight-through gradient of the module's docstring."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tensor:
+        ctx.grid = grid
+        ctx.save_for_backward(rows, bits, exponent)
+        return to_levels(rows, bits, exponent, grid).mul_(torch.exp2(exponent)[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        rows, bits, exponent = ctx.saved_tensors
+        step = torch.exp2(exponent)[:, None]
+        low, high = (limit[:, None] for limit in limits(bits, ctx.grid))
+        scaled = rows / step
+        clipped = torch.minimum(torch.maximum(scaled, low), high)
+        # -1, 0, +1 for weights below, inside and above the range
+        side = torch.sub(scaled, clipped).sign_()
+        grad_rows = grad * (side == 0)
+        # round(clipped) - (scaled where inside): the bracket of dq/de = ln2 · 2^e · [...], for both cases at once
+        bracket = clipped.round().addcmul_(scaled, (side == 0).to(scaled.dtype), value=-1)
+        grad_exponent = torch.einsum("cn,cn->c", grad, bracket) * step[:, 0] * LN2
+        grad_bits = torch.einsum("cn,cn->c", grad, side) * step[:, 0] * torch.exp2(bits - 1) * LN2
+        return grad_rows, grad_bits, grad_exponent, None
+
+
+def quantize(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid = "symmetric") -> Tensor:
+    """Round `rows` (C, n) to the grids of their channels: eq. 1 of arXiv 2301.13142 or its symmetric sister.
+
+    Args:
+        rows: real weights, one output channel per row.
+        bits: (C,) bit depths, >= 0.
+        exponent: (C,) base-2 logarithms of the step between two levels.
+        grid: `"eq1"` or `"symmetric"`.
+
+    Returns:
+        The quantised weights, same shape; differentiable in all three tensors.
+    """
+    return cast(Tensor, _Quantize.apply(rows, bits, exponent, grid))  # type: ignore[no-untyped-call]
+
+
+class _Snap(torch.autograd.Function):
+    """Round to a multiple of 1/`steps`; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, steps: int) -> Tensor:
+        return (value * steps).round_().div_(steps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class ChannelQuantizer(nn.Module):
+    """The parametrization that makes one tensor compressible: attach it with `torch.nn.utils.parametrize`.
+
+    Attributes:
+        bits: (C,) trained bit depth of each channel, in bits.
+        exponent: (C,) trained base-2 logarithm of each channel's step.
+        axis: axis of the output channels, or None for one format for the whole tensor.
+        groups: groups of a transposed convolution, else 1.
+        resolution: the exponent that is *used* is rounded to multiples of 1/resolution, because the file stores it so;
+            None uses it as it is (as published).
+        original_shape: the shape of the tensor before anything was removed.
+    """
+
+    per_channel = ("bits", "exponent")
+    """Parameters that are cut along with the weight's output channels."""
+
+    bits: nn.Parameter
+    exponent: nn.Parameter
+
+    def __init__(
+        self,
+        weight: Tensor,
+        *,
+        axis: int | None,
+        groups: int = 1,
+        grid: Grid = "symmetric",
+        initial_bits: float = 8.0,
+        resolution: int | None = 4,
+    ) -> None:
+        super().__init__()
+        if grid not in GRIDS:
+            raise UsageError(f"grid: expected one of {', '.join(f'`{g}`' for g in GRIDS)}, found `{grid}`")
+        if not 0 < initial_bits <= MAX_BITS:
+            raise UsageError(
+                f"initial_bits: expected more than 0 and at most {MAX_BITS:g} bits, found {initial_bits:g}"
+            )
+        self.axis, self.groups, self.grid, self.resolution = axis, groups, grid, resolution
+        self.original_shape = tuple(weight.shape)
+        rows = to_rows(weight.detach(), axis, groups)
+        self.bits = nn.Parameter(rows.new_full((rows.shape[0],), initial_bits))
+        self.exponent = nn.Parameter(initial_exponent(rows, initial_bits, grid))
+
+    def used_exponent(self) -> Tensor:
+        """(C,) the exponent that the network computes with: the one that goes into the file."""
+        if self.resolution is None:
+            return self.exponent
+        return cast(Tensor, _Snap.apply(self.exponent, self.resolution))  # type: ignore[no-untyped-call]
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """(C, n) the unquantised weights, one output channel per row."""
+        return to_rows(weight, self.axis, self.groups)
+
+    def levels(self, weight: Tensor) -> Tensor:
+        """(C, n) the integer levels of `weight`, as a float tensor without gradient."""
+        with torch.no_grad():
+            return to_levels(self.rows(weight), self.bits, self.used_exponent(), self.grid)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantise `weight`; any shape whose output channels are the ones this was made for."""
+        quantized = quantize(self.rows(weight), self.bits, self.used_exponent(), self.grid)
+        return from_rows(quantized, tuple(weight.shape), self.axis, self.groups)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.grid}, axis={self.axis}, channels={self.bits.numel()}"
+
+
+def initial_exponent(rows: Tensor, bits: float, grid: Grid) -> Tensor:
+    """(C,) exponents with which `bits` bits just reach the largest weight of each row.
+
+    Rows of zeros get the exponent of the tensor's largest weight, or -8 where all is zero, so that they can learn.
+    """
+    top = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+    fallback = top.max() if top.numel() and bool(top.max() > 0) else top.new_tensor(2.0**-8 * 2 ** (bits - 1))
+    top = torch.where(top > 0, top, fallback)
+    reach = limits(top.new_tensor(bits), grid)[1].clamp(min=0.5)
+    return torch.log2(top / reach)
