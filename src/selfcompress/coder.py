@@ -1,0 +1,379 @@
+"""Integer levels <-> bytes: the probability model of a weight matrix and the entropy coder that uses it.
+
+The model. A level k of the weight in row i (output channel), column j (input channel) and tap t (kernel position) is
+zero, or not, with odds that multiply over the three axes, and what is not zero decays geometrically:
+
+    p(k ≠ 0) = 2^x / (1 + 2^x),   x = (index - 40) / 2,   index = offset + 2·(row_i + column_j + tap_t), kept in 0 … 63
+    p(|k| | k ≠ 0) ~ (μ / (1 + μ))^|k|,   |k| = 1 … top,   μ = 2^((decay - 8) / 2),   both signs alike
+
+Offsets in steps of one octave lose less than 0.03 bits per living weight against real-valued ones and cost two or
+three bits each. Rows and columns that are wholly zero are named by a mask and cost nothing more.
+
+Why tables of integers: a decoder must find the very same probabilities on every machine, so they are computed with
+integer arithmetic, as 24-bit frequencies (`frequencies`), and the loss reads its prices from the same tables
+(`prices`). Weights that share an index are coded together with one fixed table; that is what makes it fast: range
+coding with one fixed table (`constriction`) takes a few nanoseconds a symbol, a model per symbol ten times as much.
+
+Side information (the offsets, exponents, masks) is coded adaptively in blocks that double in length, each with the
+frequencies of all symbols before it: no tables travel with the file (`Encoder.integers`).
+
+Knows numpy and constriction, not torch. The file around it is `container.py`; fitting a model to weights is `rate.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FormatError
+
+Ints = NDArray[np.int64]
+
+TOTAL_BITS = 24
+TOTAL = 1 << TOTAL_BITS
+INDICES = 64
+"""Number of activity indices, half an octave of odds apart."""
+CENTER = 40
+"""The index with odds one to one."""
+DECAYS = 32
+"""Number of decay indices, half an octave of mean excess level apart."""
+MAX_TOP = 32767
+"""Largest level that a file can hold."""
+OFFSET_RANGE = 32
+"""Offsets of rows, columns and taps lie in -32 … 32 octaves."""
+
+_SQRT2_16 = 92682  # round(sqrt(2) · 2^16): the only irrational number of the model, fixed here for all time
+_FINE = 40  # bits of the geometric tail's fixed-point arithmetic
+
+
+def _half_octaves(n: int) -> tuple[int, int]:
+    """2^(n/2) as an exact integer fraction (numerator, denominator)."""
+    whole, odd = divmod(n, 2)
+    numerator, denominator = (_SQRT2_16, 1 << 16) if odd else (1, 1)
+    return (numerator << whole, denominator) if whole >= 0 else (numerator, denominator << -whole)
+
+
+@lru_cache(maxsize=256)
+def _tail(decay: int, top: int) -> Ints:
+    """(top,) shares of the levels 1 … top among the living ones, as integers that sum to at most 2^24."""
+    if top == 1:
+        return np.array([TOTAL], np.int64)
+    mu, one = _half_octaves(decay - 8)
+    value, values = 1 << _FINE, []
+    for _ in range(top):
+        values.append(value)
+        value = value * mu // (mu + one)
+    total = sum(values)
+    return np.array([(v << TOTAL_BITS) // total for v in values], np.int64)
+
+
+@lru_cache(maxsize=4096)
+def frequencies(index: int, decay: int, top: int) -> Ints:
+    """Frequencies of the levels -top … top out of 2^24; each at least 1, their sum exactly 2^24.
+
+    Args:
+        index: activity index, 0 … 63.
+        decay: decay index, 0 … 31.
+        top: largest absolute level, 0 … 32767. With 0 there is one level, zero, which is free.
+
+    Returns:
+        (2·top + 1,) integers. They depend on nothing but the arguments: integer arithmetic throughout.
+    """
+    if top == 0:
+        return np.array([TOTAL], np.int64)
+    odds, one = _half_octaves(index - CENTER)
+    shared = TOTAL - (2 * top + 1)  # every level has one unit of its own; the rest is shared out
+    half = 1 + ((odds * shared // (odds + one) * _tail(decay, top)) >> (TOTAL_BITS + 1))
+    zero = TOTAL - 2 * int(half.sum())
+    return np.concatenate([half[::-1], [zero], half])
+
+
+@lru_cache(maxsize=256)
+def prices(decay: int, top: int) -> NDArray[np.float64]:
+    """(64, top + 1) bits of a level of absolute value 0 … top at each activity index: what `frequencies` charge."""
+    rows = [frequencies(index, decay, top)[top:] for index in range(INDICES)]
+    return TOTAL_BITS - np.log2(np.array(rows, np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class LevelModel:
+    """The probability model of one weight matrix with the axes (rows, columns, taps)."""
+
+    offset: int
+    """Activity index that all weights share, -64 … 127; with the other offsets added it is kept in 0 … 63."""
+    decay: int
+    """Decay index, 0 … 31."""
+    top: int
+    """Largest absolute level, 0 … 32767; 0 means that all levels are zero."""
+    alive_rows: NDArray[np.bool_]
+    """(rows,) False where all levels of the row are zero."""
+    alive_columns: NDArray[np.bool_]
+    """(columns,) False where all levels of the column are zero."""
+    rows: Ints | None
+    """Octaves of each living row, -32 … 32; None where all are zero."""
+    columns: Ints | None
+    """Octaves of each living column, -32 … 32; None where all are zero."""
+    taps: Ints
+    """(taps,) octaves of each kernel position, -32 … 32."""
+
+    def indices(self) -> NDArray[np.uint8]:
+        """(living rows, living columns, taps) activity index of each weight that is coded."""
+        rows = np.zeros(int(self.alive_rows.sum()), np.int64) if self.rows is None else self.rows
+        columns = np.zeros(int(self.alive_columns.sum()), np.int64) if self.columns is None else self.columns
+        inner = 2 * (columns[:, None] + self.taps[None, :]) + self.offset
+        result = np.empty((len(rows), *inner.shape), np.uint8)
+        for octaves in np.unique(rows):  # rows of the same octaves are alike
+            result[rows == octaves] = np.clip(inner + 2 * octaves, 0, INDICES - 1)
+        return result
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all weights share one index."""
+        return self.rows is None and self.columns is None and not self.taps.any()
+
+
+def _by_index(indices: NDArray[np.uint8]) -> tuple[Ints, Iterator[tuple[int, int, int]]]:
+    """Order that sorts weights by index, keeping the matrix order inside one, and (index, start, stop) of each run."""
+    flat = indices.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    stops = np.searchsorted(flat, np.arange(INDICES), side="right", sorter=order)
+    starts = np.concatenate([[0], stops[:-1]])
+    return order, ((i, int(starts[i]), int(stops[i])) for i in range(INDICES) if starts[i] < stops[i])
+
+
+def _categorical(table: Ints) -> Any:
+    """The coder's model with exactly these frequencies.
+
+    constriction gives each of the n symbols one unit and shares 2^24 - n among them in proportion to the weights it is
+    given. With weights frequency - 1, whose sum is 2^24 - n, the share is the weight itself: no rounding takes place.
+    """
+    return constriction.stream.model.Categorical((table - 1).astype(np.float64), perfect=False)
+
+
+@lru_cache(maxsize=8)
+def _flat_table(width: int) -> Ints:
+    return np.full(1 << width, TOTAL >> width, np.int64)
+
+
+def _flat(width: int) -> Any:
+    """The coder's model of `width` raw binary digits."""
+    return _categorical(_flat_table(width))
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of blocks of 4, 4, 8, 16 … elements: each as long as all before it."""
+    start, stop = 0, min(4, length)
+    while start < length:
+        yield start, stop
+        start, stop = stop, min(2 * stop, length)
+
+
+def _counted(counts: Ints) -> Ints:
+    """Frequencies out of 2^24 for symbols seen `counts` times, half a sighting added to each (Krichevsky-Trofimov)."""
+    weights = 2 * counts + 1
+    table = 1 + weights * (TOTAL - len(counts)) // weights.sum()
+    table[int(np.argmax(table))] += TOTAL - table.sum()
+    return np.asarray(table, np.int64)
+
+
+def integers_bits(values: Sequence[int] | NDArray[Any], low: int, high: int) -> float:
+    """Bits that `Encoder.integers` spends on these values."""
+    symbols = np.asarray(values, np.int64).reshape(-1) - low
+    counts, bits = np.zeros(high - low + 1, np.int64), 0.0
+    for start, stop in _blocks(len(symbols) if high > low else 0):
+        table = _counted(counts)
+        bits += float((TOTAL_BITS - np.log2(table[symbols[start:stop]])).sum())
+        counts += np.bincount(symbols[start:stop], minlength=len(counts))
+    return bits
+
+
+def _runs(mask: NDArray[np.bool_]) -> Ints:
+    """Lengths of the runs of equal values, in order."""
+    edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
+    return np.diff(np.concatenate([[0], edges, [len(mask)]])).astype(np.int64)
+
+
+def _widths(values: Ints) -> Ints:
+    """Number of binary digits of each positive integer."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+
+
+_CHUNK = 1 << 20
+"""Levels that are decoded at once: a damaged count meets the end of memory politely, and the cache is put to use."""
+_WIDTH_RANGE = (1, 32)
+_RUN_WIDTHS = (1, 16)
+_LONGEST_RUN = (1 << 16) - 1
+
+
+def mask_bits(mask: NDArray[np.bool_]) -> float:
+    """Bits that `Encoder.mask` spends on this mask."""
+    if not len(mask):
+        return 0.0
+    return 1.0 + min(integers_bits(mask, 0, 1), _mask_bits_as_runs(mask))
+
+
+def _mask_bits_as_runs(mask: NDArray[np.bool_]) -> float:
+    runs = _runs(mask)
+    if runs.max() > _LONGEST_RUN:
+        return float("inf")
+    widths = _widths(runs)
+    count_bits = integers_bits(_widths(np.array([len(runs)])), *_WIDTH_RANGE) + len(runs).bit_length() - 1
+    return 1.0 + count_bits + integers_bits(widths, *_RUN_WIDTHS) + float((widths - 1).sum())
+
+
+def _checked(condition: bool, what: str) -> None:
+    if not condition:
+        raise FormatError(f"entropy-coded part: {what}")
+
+
+def _living(levels: NDArray[Any], model: LevelModel) -> NDArray[Any]:
+    """(living rows, living columns, taps) the levels that are coded; a view where nothing is dead."""
+    if not model.alive_rows.all():
+        levels = levels[model.alive_rows]
+    return levels if model.alive_columns.all() else levels[:, model.alive_columns]
+
+
+class Encoder:
+    """Writes levels and integers into one entropy-coded stream; `Decoder` reads them back in the same order."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def integers(self, values: Sequence[int] | NDArray[Any], low: int, high: int) -> None:
+        """Write integers of the range low … high, which the reader must know, along with how many there are."""
+        symbols = np.asarray(values, np.int64).reshape(-1) - low
+        assert len(symbols) == 0 or (symbols.min() >= 0 and symbols.max() <= high - low), "value outside its range"
+        if high == low:
+            return
+        counts = np.zeros(high - low + 1, np.int64)
+        for start, stop in _blocks(len(symbols)):
+            self._coder.encode(symbols[start:stop].astype(np.int32), _categorical(_counted(counts)))
+            counts += np.bincount(symbols[start:stop], minlength=len(counts))
+
+    def digits(self, values: Ints, widths: Ints) -> None:
+        """Write the binary digits below the leading one of positive integers whose widths the reader knows."""
+        for width in range(2, int(widths.max(initial=1)) + 1):
+            rest = values[widths == width] - (1 << (width - 1))
+            for shift in range(0, width - 1, 8):
+                size = min(8, width - 1 - shift)
+                chunk = ((rest >> shift) & ((1 << size) - 1)).astype(np.int32)
+                self._coder.encode(chunk, _flat(size))
+
+    def mask(self, mask: NDArray[np.bool_]) -> None:
+        """Write booleans: as they are, or as run lengths where that is shorter."""
+        if not len(mask):
+            return
+        as_runs = _mask_bits_as_runs(mask) < integers_bits(mask, 0, 1)
+        self.integers([int(as_runs)], 0, 1)
+        if not as_runs:
+            self.integers(mask, 0, 1)
+            return
+        runs = _runs(mask)
+        self.integers([int(mask[0])], 0, 1)
+        for values, widths in ((np.array([len(runs)]), _WIDTH_RANGE), (runs, _RUN_WIDTHS)):
+            self.integers(_widths(values), *widths)
+            self.digits(values, _widths(values))
+
+    def levels(self, levels: NDArray[Any], model: LevelModel) -> None:
+        """Write a matrix of levels (rows, columns, taps) with a model that the reader knows."""
+        if model.top == 0:
+            return
+        alive = _living(np.asarray(levels), model).reshape(-1)
+        runs = iter([(int(np.clip(model.offset, 0, INDICES - 1)), 0, len(alive))])
+        if not model.uniform:
+            order, runs = _by_index(model.indices())
+            alive = alive[order]
+        for index, start, stop in runs:
+            symbols = alive[start:stop].astype(np.int32)  # first wider, then shifted: 16 bits do not hold 2·top
+            symbols += model.top
+            self._coder.encode(symbols, _categorical(frequencies(index, model.decay, model.top)))
+
+    def finish(self) -> bytes:
+        """The stream: a whole number of little-endian 32-bit words."""
+        return np.asarray(self._coder.get_compressed(), "<u4").tobytes()
+
+
+class Decoder:
+    """Reads what `Encoder` wrote, in the same order. Damaged bytes give values in range or a `FormatError`."""
+
+    def __init__(self, data: bytes) -> None:
+        _checked(len(data) % 4 == 0, f"expected a whole number of 32-bit words, found {len(data)} bytes")
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        self._empty = not data
+
+    def _symbols(self, count: int, table: Ints) -> NDArray[np.int32]:
+        _checked(not (self._empty and count), "it is missing")  # no symbol is coded in no words
+        try:
+            return np.asarray(self._coder.decode(_categorical(table), count), np.int32)
+        except (AssertionError, ValueError) as error:  # constriction names invalid data so
+            raise FormatError(f"entropy-coded part: damaged, {error}") from None
+
+    def integers(self, count: int, low: int, high: int) -> Ints:
+        """Read `count` integers of the range low … high."""
+        _checked(low <= high, f"an empty range, {low} … {high}")
+        result = np.zeros(count, np.int64)
+        if high == low:
+            return result + low
+        counts = np.zeros(high - low + 1, np.int64)
+        for start, stop in _blocks(count):
+            result[start:stop] = self._symbols(stop - start, _counted(counts))
+            counts += np.bincount(result[start:stop], minlength=len(counts))
+        return result + low
+
+    def digits(self, widths: Ints) -> Ints:
+        """Read positive integers of these widths."""
+        values = np.int64(1) << (widths - 1)
+        for width in range(2, int(widths.max(initial=1)) + 1):
+            chosen = widths == width
+            for shift in range(0, width - 1, 8):
+                size = min(8, width - 1 - shift)
+                values[chosen] += self._symbols(int(chosen.sum()), _flat_table(size)).astype(np.int64) << shift
+        return np.asarray(values, np.int64)
+
+    def mask(self, count: int) -> NDArray[np.bool_]:
+        """Read `count` booleans."""
+        if not count:
+            return np.zeros(0, np.bool_)
+        if not self.integers(1, 0, 1)[0]:
+            return self.integers(count, 0, 1).astype(np.bool_)
+        first = bool(self.integers(1, 0, 1)[0])
+        number = int(self.digits(self.integers(1, *_WIDTH_RANGE))[0])
+        _checked(number <= count, f"{number} runs in a mask of {count}")
+        runs = self.digits(self.integers(number, *_RUN_WIDTHS))
+        _checked(int(runs.sum()) == count, f"runs of {int(runs.sum())} in a mask of {count}")
+        return np.repeat((np.arange(number) % 2 == 0) == first, runs)
+
+    def levels(self, shape: tuple[int, int, int], model: LevelModel) -> NDArray[np.int16]:
+        """Read a matrix of levels (rows, columns, taps), as int16."""
+        if model.top == 0:
+            return np.zeros(shape, np.int16)
+        inner = (int(model.alive_rows.sum()), int(model.alive_columns.sum()), shape[2])
+        alive = np.empty(inner[0] * inner[1] * inner[2], np.int16)
+        if model.uniform:
+            self._levels_into(alive, int(np.clip(model.offset, 0, INDICES - 1)), model)
+        else:
+            order, runs = _by_index(model.indices())
+            coded = np.empty_like(alive)
+            for index, start, stop in runs:
+                self._levels_into(coded[start:stop], index, model)
+            alive[order] = coded
+        if inner == shape:
+            return alive.reshape(shape)
+        result = np.zeros(shape, np.int16)
+        result[np.ix_(model.alive_rows, model.alive_columns)] = alive.reshape(inner)
+        return result
+
+    def _levels_into(self, target: NDArray[np.int16], index: int, model: LevelModel) -> None:
+        """Fill `target` with levels of one activity index."""
+        table = frequencies(index, model.decay, model.top)
+        for start in range(0, len(target), _CHUNK):
+            part = target[start : start + _CHUNK]
+            part[:] = self._symbols(len(part), table) - model.top
+
+    def finish(self) -> None:
+        """Check that the stream ends here. Raises `FormatError` where words are left, or were missing."""
+        _checked(self._coder.maybe_exhausted(), "its length is not that of its contents")
