@@ -1,0 +1,514 @@
+"""The `.scn` file: named tensors of levels and of plain numbers <-> bytes. Specified in `docs/format.md`.
+
+    magic "SCN" · version · metadata · number of records · records · raw numbers · entropy-coded stream · CRC-32
+
+Everything in front of the stream is little-endian and whole bytes; integers are LEB128 (7 bits a byte, low ones
+first), signed ones zigzagged. The stream holds, record after record, masks, offsets, exponents and levels, see
+`coder.py`.
+
+The reader distrusts what it reads: the checksum comes first, every length is checked against what is left, and no array
+is made that the length of the file does not justify (`most_weights`). It executes nothing, and whatever is wrong ends
+in a `FormatError`. Writing gives the same bytes for the same contents on every platform, and refuses what `read` would.
+
+Knows numpy, not torch. What the tensors mean to a module is `packing.py`.
+"""
+
+import contextlib
+import math
+import os
+import secrets
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .coder import MAX_TOP, OFFSET_RANGE, Decoder, Encoder, Ints, LevelModel, integers_bits, mask_bits, prices
+from .errors import FormatError, OutputError
+
+MAGIC = b"SCN"
+VERSION = 1
+MAX_AXES = 8
+MAX_NAME = 1 << 10
+"""Bytes of a record's name: names share their beginnings, so that a short file could hold many long ones."""
+MAX_EXPONENTS = 1 << 16
+"""Exponents of one tensor may span at most so many steps."""
+MAX_OCTAVES = 100
+"""Exponents lie in -100 … 100 octaves: beyond, a step times a level does not fit single precision."""
+
+# Kinds of a record: where its numbers are and how they are stored; one table, all else is derived from it
+_LEVELS, _NORM = "levels", "norm"
+_DTYPES = ("float16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *_DTYPES)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelTensor:
+    """A tensor whose weights are levels times 2^exponent, one exponent per row (output channel)."""
+
+    name: str
+    """Qualified name, such as `conv1.weight`."""
+    original_shape: tuple[int, ...]
+    """Shape before anything was removed."""
+    shape: tuple[int, ...]
+    """Shape now."""
+    axis: int | None
+    """Axis of the output channels (0 or 1), or None where one exponent serves the whole tensor."""
+    groups: int
+    """Groups of the convolution that this is the weight of, else 1."""
+    transposed: bool
+    """Whether it is the weight of a transposed convolution with groups, whose rows are ordered by group."""
+    resolution: int
+    """Exponents are multiples of 1/resolution."""
+    exponents: Ints
+    """Exponents, in steps of 1/resolution, of the living rows."""
+    model: LevelModel
+    levels: NDArray[np.int16]
+    """(rows, columns, taps)"""
+
+    @property
+    def matrix(self) -> tuple[int, int, int]:
+        """(rows, columns, taps) of the levels."""
+        return matrix_shape(self.shape, self.axis, self.groups if self.transposed else 1)
+
+
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+    """A tensor that is stored as it is."""
+
+    name: str
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class NormTensor:
+    """A normalisation layer in evaluation mode, x ↦ scale · x + shift: its statistics are folded in."""
+
+    name: str
+    """Qualified name of the module."""
+    scale: NDArray[Any]
+    shift: NDArray[Any]
+
+
+Record = LevelTensor | RawTensor | NormTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a `.scn` file holds."""
+
+    records: tuple[Record, ...]
+    metadata: str = ""
+    """Free text; the command line keeps the recipe's names here."""
+
+
+def matrix_shape(shape: tuple[int, ...], axis: int | None, groups: int = 1) -> tuple[int, int, int]:
+    """(rows, columns, taps) of a tensor seen as one row per output channel; taps are the axes from the third on."""
+    size = int(np.prod(shape, dtype=np.int64))
+    if axis is None:
+        return 1, size, 1
+    rows = shape[axis] * (groups if axis == 1 else 1)
+    taps = int(np.prod(shape[2:], dtype=np.int64))
+    return rows, (size // (rows * taps) if rows * taps else 0), taps
+
+
+class _Writer:
+    """Bytes of the header."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def uint(self, value: int) -> None:
+        assert value >= 0
+        while value > 127:
+            self.data.append(value & 127 | 128)
+            value >>= 7
+        self.data.append(value)
+
+    def sint(self, value: int) -> None:
+        self.uint(2 * value if value >= 0 else -2 * value - 1)
+
+    def text(self, value: str) -> None:
+        raw = value.encode()
+        self.uint(len(raw))
+        self.data += raw
+
+    def shape(self, shape: tuple[int, ...]) -> None:
+        for size in shape:
+            self.uint(size)
+
+
+class _Reader:
+    """Bytes of the header, read without trust."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int, what: str) -> bytes:
+        if count > len(self.data) - self.at:
+            raise FormatError(f"{what}: {count} bytes expected, {len(self.data) - self.at} left")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def uint(self, what: str, limit: int = 1 << 40) -> int:
+        value = shift = 0
+        while True:
+            byte = self.take(1, what)[0]
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128 or shift > 42:
+                break
+        if value > limit:
+            raise FormatError(f"{what}: expected at most {limit}, found {value}")
+        return value
+
+    def sint(self, what: str, limit: int = 1 << 40) -> int:
+        value = self.uint(what, 2 * limit)
+        return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+    def text(self, what: str) -> str:
+        raw = self.take(self.uint(what), what)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise FormatError(f"{what}: expected UTF-8 text, found {raw[:16]!r}") from None
+
+    def shape(self, axes: int, what: str) -> tuple[int, ...]:
+        return tuple(self.uint(what, 1 << 31) for _ in range(axes))
+
+
+def most_weights(size_bytes: int) -> int:
+    """How many weights a file of this length may hold: a short file must not cost a reader much memory.
+
+    2^20 in any case, 8192 more per byte of the first 4096 bytes and 512 more per further byte. A network compressed
+    ten thousand times stays below that; a file of one megabyte costs a reader no more than two gigabytes.
+    """
+    return (1 << 20) + 8192 * min(size_bytes, 4096) + 512 * max(size_bytes - 4096, 0)
+
+
+def _weights(shape: tuple[int, ...]) -> int:
+    """Weights of a tensor as `most_weights` counts them: an empty axis as one, because the others cost memory."""
+    return math.prod(max(size, 1) for size in shape)  # Python integers: no overflow
+
+
+class _Budget:
+    """How many weights the length of the file still justifies."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.left, self.size_bytes = most_weights(size_bytes), size_bytes
+
+    def spend(self, shape: tuple[int, ...], name: str) -> None:
+        self.left -= _weights(shape)
+        if self.left < 0:
+            raise FormatError(
+                f"`{name}`: shape {shape} has more weights than a file of {self.size_bytes} bytes may hold, which is "
+                f"{most_weights(self.size_bytes)}"
+            )
+
+
+# Flags of a record of levels
+_TRANSPOSED, _SHRUNK, _HAS_GROUPS, _HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS = 1, 2, 4, 8, 16, 32
+_AXES: tuple[int | None, ...] = (None, 0, 1)
+
+
+def _range_of(values: Ints) -> tuple[int, int]:
+    return (int(values.min()), int(values.max())) if len(values) else (0, 0)
+
+
+def _write_levels(tensor: LevelTensor, header: _Writer, stream: Encoder) -> None:
+    model = tensor.model
+    taps = model.taps if model.taps.any() else None
+    lists = (model.rows, model.columns, taps)
+    flags = (
+        _TRANSPOSED * tensor.transposed
+        | _SHRUNK * (tensor.shape != tensor.original_shape)
+        | _HAS_GROUPS * (tensor.groups != 1)
+        | sum(
+            flag for flag, found in zip((_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS), lists, strict=True) if found is not None
+        )
+    )
+    header.uint(_AXES.index(tensor.axis) * 64 | flags)
+    header.uint(len(tensor.shape))
+    header.shape(tensor.original_shape)
+    if flags & _SHRUNK:
+        header.shape(tensor.shape)
+    if flags & _HAS_GROUPS:
+        header.uint(tensor.groups)
+    header.uint(model.top)
+    if not model.top:
+        return
+    header.sint(model.offset)
+    header.uint(model.decay)
+    header.uint(tensor.resolution)
+    stream.mask(model.alive_rows)
+    stream.mask(model.alive_columns)
+    for values in (*lists, tensor.exponents):
+        if values is not None:
+            low, high = _range_of(values)
+            header.sint(low)
+            header.uint(high - low)
+            stream.integers(values, low, high)
+    stream.levels(tensor.levels, model)
+
+
+def _read_range(header: _Reader, name: str, low: int, high: int, most: int) -> tuple[int, int]:
+    first = header.sint(f"`{name}` range", 1 << 31)
+    last = first + header.uint(f"`{name}` range", most)
+    if first < low or last > high:
+        raise FormatError(f"`{name}`: a range within {low} … {high} expected, found {first} … {last}")
+    return first, last
+
+
+@dataclass(frozen=True)
+class _LevelsHeader:
+    """A record of levels as far as the header tells."""
+
+    name: str
+    original_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    axis: int | None
+    groups: int
+    transposed: bool
+    resolution: int
+    offset: int
+    decay: int
+    top: int
+    ranges: tuple[tuple[int, int] | None, ...]
+    """Ranges of the offsets of rows, columns and taps, and of the exponents."""
+
+
+def _read_levels_header(name: str, header: _Reader, budget: _Budget) -> _LevelsHeader:
+    flags = header.uint(f"`{name}` flags", 191)
+    axis = _AXES[flags // 64]
+    axes = header.uint(f"`{name}` axes", MAX_AXES)
+    original = header.shape(axes, f"`{name}` shape")
+    shape = header.shape(axes, f"`{name}` shape") if flags & _SHRUNK else original
+    groups = header.uint(f"`{name}` groups", 1 << 31) if flags & _HAS_GROUPS else 1
+    if axis is not None and axes < axis + 1:
+        raise FormatError(f"`{name}`: channel axis {axis} of a tensor with {axes} axes")
+    if any(now > before for now, before in zip(shape, original, strict=True)):
+        raise FormatError(f"`{name}`: shape {shape} is larger than the original {original}")
+    transposed = bool(flags & _TRANSPOSED)
+    first = shape[0] if axes else 0
+    if not 1 <= groups <= max(first, 1) or first % groups or (transposed and axis != 1):
+        raise FormatError(f"`{name}`: {groups} groups do not fit shape {shape}, channel axis {axis}")
+    budget.spend(original, name)
+    top = header.uint(f"`{name}` top level", MAX_TOP)
+    if not top:
+        return _LevelsHeader(name, original, shape, axis, groups, transposed, 1, 0, 0, 0, ())
+    offset = header.sint(f"`{name}` offset", 128)
+    decay = header.uint(f"`{name}` decay", 31)
+    resolution = header.uint(f"`{name}` resolution", 1 << 16)
+    if not resolution:
+        raise FormatError(f"`{name}`: an exponent resolution of 0")
+    ranges: list[tuple[int, int] | None] = []
+    for flag in (_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS):
+        found = flags & flag
+        ranges.append(_read_range(header, name, -OFFSET_RANGE, OFFSET_RANGE, 2 * OFFSET_RANGE) if found else None)
+    reach = MAX_OCTAVES * resolution
+    ranges.append(_read_range(header, name, -reach, reach, MAX_EXPONENTS))
+    return _LevelsHeader(name, original, shape, axis, groups, transposed, resolution, offset, decay, top, tuple(ranges))
+
+
+def _read_levels(head: _LevelsHeader, stream: Decoder) -> LevelTensor:
+    matrix = matrix_shape(head.shape, head.axis, head.groups if head.transposed else 1)
+    if not head.top:
+        rows, columns = np.zeros(matrix[0], np.bool_), np.zeros(matrix[1], np.bool_)
+        none = np.zeros(0, np.int64)
+        model = LevelModel(0, 0, 0, rows, columns, None, None, np.zeros(matrix[2], np.int64))
+        levels = stream.levels(matrix, model)
+        return LevelTensor(
+            head.name, head.original_shape, head.shape, head.axis, head.groups, head.transposed, 1, none, model, levels
+        )
+    rows, columns = stream.mask(matrix[0]), stream.mask(matrix[1])
+    counts = (int(rows.sum()), int(columns.sum()), matrix[2], int(rows.sum()))
+    lists = [
+        stream.integers(n, *limits) if limits is not None else None
+        for n, limits in zip(counts, head.ranges, strict=True)
+    ]
+    taps = lists[2] if lists[2] is not None else np.zeros(matrix[2], np.int64)
+    model = LevelModel(head.offset, head.decay, head.top, rows, columns, lists[0], lists[1], taps)
+    exponents = lists[3]
+    assert exponents is not None
+    return LevelTensor(
+        name=head.name,
+        original_shape=head.original_shape,
+        shape=head.shape,
+        axis=head.axis,
+        groups=head.groups,
+        transposed=head.transposed,
+        resolution=head.resolution,
+        exponents=exponents,
+        model=model,
+        levels=stream.levels(matrix, model),
+    )
+
+
+def write(contents: Contents) -> bytes:
+    """The bytes of a `.scn` file with these contents. Inverse: `read`.
+
+    Raises `FormatError` for contents that a file cannot hold: foreign types, a range of exponents beyond all measure.
+    """
+    header, stream, raw = _Writer(), Encoder(), bytearray()
+    header.text(contents.metadata)
+    header.uint(len(contents.records))
+    previous = b""
+    for record in contents.records:
+        _check_writable(record)
+        name = record.name.encode()
+        shared = next((i for i, (a, b) in enumerate(zip(previous, name, strict=False)) if a != b), len(previous))
+        shared = min(shared, len(name))
+        header.uint(shared)
+        header.uint(len(name) - shared)
+        header.data += name[shared:]
+        previous = name
+        if isinstance(record, LevelTensor):
+            header.uint(_KINDS.index(_LEVELS))
+            _write_levels(record, header, stream)
+        elif isinstance(record, NormTensor):
+            header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"))
+            header.uint(len(record.scale))
+            raw += _little(record.scale) + _little(record.shift)
+        else:
+            header.uint(_KINDS.index(str(record.values.dtype)))
+            header.uint(record.values.ndim)
+            header.shape(record.values.shape)
+            raw += _little(record.values)
+    body = MAGIC + bytes([VERSION]) + header.data + raw + stream.finish()
+    size = sum(_weights(r.original_shape) for r in contents.records if isinstance(r, LevelTensor))
+    if size > most_weights(len(body) + 4):
+        raise FormatError(
+            f"{size} weights in {len(body) + 4} bytes: a file of that length holds at most "
+            f"{most_weights(len(body) + 4)}\nhint: nearly all weights are zero; lower `gamma`"
+        )
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def _check_writable(record: Record) -> None:
+    """Refuse what `read` would refuse, before it is written."""
+    if len(record.name.encode()) > MAX_NAME:
+        raise FormatError(f"`{record.name[:40]}…`: expected a name of at most {MAX_NAME} bytes")
+    if isinstance(record, NormTensor):
+        return
+    shape = record.original_shape if isinstance(record, LevelTensor) else record.values.shape
+    if len(shape) > MAX_AXES:
+        raise FormatError(f"`{record.name}`: expected at most {MAX_AXES} axes, found {len(shape)}")
+    if isinstance(record, RawTensor):
+        if str(record.values.dtype) not in _DTYPES:
+            raise FormatError(
+                f"`{record.name}`: numbers of type {record.values.dtype} cannot be stored, only {', '.join(_DTYPES)}"
+            )
+        return
+    low, high = _range_of(record.exponents)
+    if high - low > MAX_EXPONENTS or max(high, -low) > MAX_OCTAVES * record.resolution:
+        raise FormatError(
+            f"`{record.name}`: exponents {low / record.resolution:g} … {high / record.resolution:g} octaves, expected "
+            f"at most {MAX_OCTAVES} in absolute value and {MAX_EXPONENTS / record.resolution:g} apart"
+            "\nhint: lower the learning rate of the formats"
+        )
+
+
+def _little(values: NDArray[Any]) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
+def read(data: bytes) -> Contents:
+    """The contents of a `.scn` file. Inverse: `write`. Raises `FormatError` whatever is wrong with the bytes."""
+    if data[:3] != MAGIC:
+        raise FormatError(f"expected a selfcompress file, which starts with {MAGIC!r}, found {data[:3]!r}")
+    if len(data) < 10:
+        raise FormatError(f"expected at least 10 bytes, found {len(data)}: the file is truncated")
+    if data[3] != VERSION:
+        raise FormatError(f"format version {data[3]}, this reader knows {VERSION}\nhint: upgrade selfcompress")
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise FormatError("the checksum does not match: the file is truncated or altered\nhint: copy it again")
+    header, budget = _Reader(data[4:-4]), _Budget(len(data))
+    metadata = header.text("metadata")
+    pending: list[tuple[str, str, tuple[int, ...]]] = []
+    order: list[tuple[bool, int]] = []
+    heads: list[_LevelsHeader] = []
+    previous, names = b"", set[str]()
+    for _ in range(header.uint("number of records", len(data))):
+        shared = header.uint("name", len(previous))
+        previous = previous[:shared] + header.take(header.uint("name", MAX_NAME - shared), "name")
+        try:
+            name = previous.decode()
+        except UnicodeDecodeError:
+            raise FormatError(f"name: expected UTF-8 text, found {previous[:16]!r}") from None
+        if name in names:
+            raise FormatError(f"`{name}` occurs twice")
+        names.add(name)
+        kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1)]
+        if kind == _LEVELS:
+            order.append((True, len(heads)))
+            heads.append(_read_levels_header(name, header, budget))
+        else:
+            order.append((False, len(pending)))
+            axes = 1 if kind.startswith(_NORM) else header.uint(f"`{name}` axes", MAX_AXES)
+            pending.append((name, kind, header.shape(axes, f"`{name}` shape")))
+    plain = [_read_raw(header, *entry) for entry in pending]
+    stream = Decoder(header.data[header.at :])
+    try:
+        coded = [_read_levels(head, stream) for head in heads]
+    except MemoryError:
+        raise FormatError("there is not enough memory for the weights that the file says it holds") from None
+    stream.finish()
+    return Contents(tuple(coded[i] if is_coded else plain[i] for is_coded, i in order), metadata)
+
+
+def _read_raw(header: _Reader, name: str, kind: str, shape: tuple[int, ...]) -> RawTensor | NormTensor:
+    dtype = np.dtype(kind.removeprefix(f"{_NORM} ")).newbyteorder("<")
+    count = math.prod(shape)
+    if not count and _weights(shape) > 1 << 31:
+        raise FormatError(f"`{name}`: shape {shape} is beyond all measure")
+
+    def take() -> NDArray[Any]:
+        data = header.take(count * dtype.itemsize, f"`{name}`")
+        if dtype == np.bool_ and max(data, default=0) > 1:
+            raise FormatError(f"`{name}`: a truth value of {max(data)}")
+        raw = np.frombuffer(data, dtype)
+        return raw.astype(dtype.newbyteorder("=")).reshape(shape)
+
+    return NormTensor(name, take(), take()) if kind.startswith(_NORM) else RawTensor(name, take())
+
+
+def size_bits(tensor: LevelTensor) -> float:
+    """Bits of the stream that a tensor of levels takes, side information included, from the coder's tables."""
+    model = tensor.model
+    if not model.top:
+        return 0.0
+    bits = mask_bits(model.alive_rows) + mask_bits(model.alive_columns)
+    for values in (model.rows, model.columns, model.taps, tensor.exponents):
+        if values is not None:
+            bits += integers_bits(values, *_range_of(values))
+    sizes = np.abs(tensor.levels[model.alive_rows][:, model.alive_columns].astype(np.int64))
+    return bits + float(prices(model.decay, model.top)[model.indices().astype(np.int64), sizes].sum())
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` all or nothing: through a temporary file beside it. Raises `OutputError`."""
+    target = Path(path)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    try:
+        with temporary.open("xb") as file:  # unlike `tempfile`, with the permissions that the user gives to new files
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(
+            f"`{target}`: cannot be written, {error.strerror or error}\nhint: choose another place or free some space"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file. Raises `FormatError` naming the path if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FormatError(f"`{path}`: cannot be read, {error.strerror or error}") from None

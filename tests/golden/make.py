@@ -1,0 +1,125 @@
+"""The contents of the golden files. Run as a program it writes the files anew: do so only with a new format version."""
+
+from pathlib import Path
+
+import numpy as np
+
+from selfcompress.coder import LevelModel
+from selfcompress.container import Contents, LevelTensor, NormTensor, RawTensor, matrix_shape, write
+
+FOLDER = Path(__file__).parent
+
+
+def _levels(
+    name: str,
+    levels: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    axis: int | None = 0,
+    original_shape: tuple[int, ...] | None = None,
+    groups: int = 1,
+    resolution: int = 4,
+    exponents: list[int],
+    offset: int = 40,
+    decay: int = 4,
+    rows: list[int] | None = None,
+    columns: list[int] | None = None,
+    taps: list[int] | None = None,
+) -> LevelTensor:
+    transposed = groups > 1 and axis == 1
+    cube = levels.reshape(matrix_shape(shape, axis, groups if transposed else 1)).astype(np.int16)
+    return LevelTensor(
+        name=name,
+        original_shape=original_shape or shape,
+        shape=shape,
+        axis=axis,
+        groups=groups,
+        transposed=transposed,
+        resolution=resolution if cube.any() else 1,
+        exponents=np.array(exponents, np.int64),
+        model=LevelModel(
+            offset=offset,
+            decay=decay,
+            top=int(np.abs(cube).max(initial=0)),
+            alive_rows=cube.any(axis=(1, 2)),
+            alive_columns=cube.any(axis=(0, 2)),
+            rows=None if rows is None else np.array(rows, np.int64),
+            columns=None if columns is None else np.array(columns, np.int64),
+            taps=np.array(taps or [0] * cube.shape[2], np.int64),
+        ),
+        levels=cube,
+    )
+
+
+def tiny() -> Contents:
+    """One linear layer of four inputs and three outputs, of which one of each is dead; the one of `docs/format.md`."""
+    levels = np.array([[1, 0, 0, -2], [0, 0, 0, 0], [3, -1, 0, 1]])
+    bias = np.array([0.5, 0.0, -1.0], np.float16)
+    weight = _levels("fc.weight", levels, (3, 4), exponents=[-9, -8], offset=42, decay=6)
+    return Contents((weight, RawTensor("fc.bias", bias)), "mini")
+
+
+def full() -> Contents:
+    """Everything that the format knows: all kinds, flags, axes, masks of both forms, large levels."""
+    k = np.arange(5 * 3 * 4)
+    conv = ((k * k * 7 + k) % 11 - 5) * (k % 3 == 0)
+    wide = np.zeros((3, 400), np.int64)
+    wide[:, 150:260] = (np.arange(330) % 5 - 2).reshape(3, 110)
+    wide[2] = 0
+    deep = np.where(np.arange(2 * 3 * 2 * 3) % 4 == 1, 32767 - np.arange(36) * 300, 0)
+    return Contents(
+        (
+            _levels(
+                "conv.weight",
+                conv.reshape(5, 3, 2, 2),
+                (5, 3, 2, 2),
+                original_shape=(8, 3, 2, 2),
+                exponents=[-9, 4, -8, -31, 0],
+                decay=9,
+                rows=[1, 0, -3, 2, 0],
+                columns=[0, -1, 4],
+                taps=[0, 1, -2, 0],
+            ),
+            RawTensor("conv.bias", np.array([1e-3, -2.5, 7.0, 1e6, 0.1], np.float32)),
+            NormTensor("norm", np.array([1, 0.5, -2], np.float16), np.array([0, 3, -0.25], np.float16)),
+            NormTensor("norm2", np.array([1e8], np.float32), np.array([-1e-8], np.float32)),
+            _levels(
+                "wide.weight",
+                wide,
+                (3, 400),
+                exponents=[100, -3],
+                resolution=64,
+                offset=-20,
+                columns=None,
+                rows=[9, -9],
+            ),
+            _levels("up.weight", deep, (6, 3, 2), axis=1, groups=2, exponents=[0, 1, 2, 3, 4, 5], offset=127, decay=31),
+            _levels("emb.weight", np.array([[2, 0, 0], [1, 0, -1]]), (3, 2), axis=1, exponents=[-4, -4], decay=0),
+            _levels("gone.weight", np.zeros((2, 0)), (2, 0, 3), original_shape=(4, 2, 3), groups=2, exponents=[]),
+            _levels("wide.bias", np.array([0, 1, -1]), (3,), axis=None, exponents=[-7], decay=12),
+            RawTensor("a", np.float64(0.1).reshape(())),
+            RawTensor("b", np.array([-(2**62), 5], np.int64)),
+            RawTensor("c", np.array([[-7]], np.int32)),
+            RawTensor("d", np.array([300, -300], np.int16)),
+            RawTensor("e", np.array([-128, 127], np.int8)),
+            RawTensor("f", np.array([0, 255], np.uint8)),
+            RawTensor("g", np.array([True, False])),
+            RawTensor("größe", np.zeros((0, 3), np.float16)),
+        ),
+        "µ-net ✓",
+    )
+
+
+GOLDEN = {"tiny": tiny, "full": full}
+
+
+def stored(name: str) -> bytes:
+    """The bytes of a golden file."""
+    return bytes.fromhex((FOLDER / f"{name}.hex").read_text())
+
+
+if __name__ == "__main__":
+    for file, contents in GOLDEN.items():
+        text = write(contents()).hex()
+        lines = "\n".join(text[i : i + 96] for i in range(0, len(text), 96))
+        (FOLDER / f"{file}.hex").write_text(lines + "\n")

@@ -1,0 +1,225 @@
+"""A second reader, written from `docs/format.md` alone: plain Python integers, no numpy, nothing of the package.
+
+It is slow and trusts its file; it shows that the page says enough. Returns {name: (shape, values)}, levels as exact
+`(level, exponent, resolution)` triples, all flat in matrix order of the tensor.
+"""
+
+import itertools
+import math
+import struct
+import zlib
+
+RAW = {3: "e", 4: "f", 5: "d", 6: "q", 7: "i", 8: "h", 9: "b", 10: "B", 11: "?"}
+
+
+class Cursor:
+    """Bytes of the header."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, n):
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def uint(self):
+        value, place, byte = 0, 1, 128
+        while byte >= 128:
+            (byte,) = self.take(1)
+            value += (byte % 128) * place
+            place *= 128
+        return value
+
+    def sint(self):
+        u = self.uint()
+        return -(u + 1) // 2 if u % 2 else u // 2
+
+    def uints(self, n):
+        return [self.uint() for _ in range(n)]
+
+    def numbers(self, code, n):
+        return list(struct.unpack(f"<{n}{code}", self.take(n * struct.calcsize(code))))
+
+
+class Stream:
+    """The range decoder of section 4.1 and what is built on it."""
+
+    def __init__(self, data):
+        self.words = list(struct.unpack(f"<{len(data) // 4}I", data))
+        self.range, self.read, self.used = 2**64 - 1, 0, False
+        self.d = self.word() * 2**32 + self.word()
+
+    def word(self):
+        self.read += 1
+        return self.words[self.read - 1] if self.read <= len(self.words) else 0
+
+    def symbol(self, table):
+        self.used = True
+        scale = self.range // 2**24
+        q = self.d // scale
+        assert q < 2**24
+        s = below = 0
+        while q >= below + table[s]:
+            below += table[s]
+            s += 1
+        self.d -= scale * below
+        self.range = scale * table[s]
+        if self.range < 2**32:
+            self.range *= 2**32
+            self.d = self.d * 2**32 + self.word()
+        return s
+
+    def integers(self, count, low, high):
+        n, result, block = high - low + 1, [], 4
+        if n == 1:
+            return [low] * count
+        while len(result) < count:
+            w = [2 * result.count(s) + 1 for s in range(n)]
+            total = sum(w)
+            table = [1 + x * (2**24 - n) // total for x in w]
+            table[table.index(max(table))] += 2**24 - sum(table)
+            result += [self.symbol(table) for _ in range(min(block, count - len(result)))]
+            block = max(4, len(result))
+        return [s + low for s in result]
+
+    def digits(self, widths):
+        values = [2 ** (v - 1) for v in widths]
+        for v in range(2, max(widths) + 1):
+            for shift in range(0, v - 1, 8):
+                b = min(8, v - 1 - shift)
+                for i, width in enumerate(widths):
+                    if width == v:
+                        values[i] += self.symbol([2**24 // 2**b] * 2**b) * 2**shift
+        return values
+
+    def mask(self, length):
+        if length == 0:
+            return []
+        if self.integers(1, 0, 1) == [0]:
+            return [x == 1 for x in self.integers(length, 0, 1)]
+        (first,) = self.integers(1, 0, 1)
+        (number,) = self.digits(self.integers(1, 1, 32))
+        runs = self.digits(self.integers(number, 1, 16))
+        assert sum(runs) == length
+        return [(first + i) % 2 == 1 for i, run in enumerate(runs) for _ in range(run)]
+
+    def done(self):
+        return self.read >= len(self.words) and (not self.used or self.d < 2**33 - 1)
+
+
+def power(n):
+    """2^(n/2) as a fraction."""
+    h, odd = divmod(n, 2)
+    top, bottom = (92682, 2**16) if odd else (1, 1)
+    return (top * 2**h, bottom) if h >= 0 else (top, bottom * 2**-h)
+
+
+def table(a, decay, top):
+    m, u = power(decay - 8)
+    v = [2**40]
+    while len(v) < top:
+        v.append(v[-1] * m // (m + u))
+    total = sum(v)
+    tail = [x * 2**24 // total for x in v]
+    o, u = power(a - 40)
+    living = o * (2**24 - (2 * top + 1)) // (o + u)
+    f = [1 + living * x // 2**25 for x in tail]
+    return [*f[::-1], 2**24 - 2 * sum(f), *f]
+
+
+def strides(shape):
+    """How far apart neighbours along each axis lie in matrix order."""
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def places(shape, axis, groups, transposed):
+    """R, C, T and, in their matrix order, where each element of the matrix lies in the flat tensor."""
+    size = math.prod(shape)
+    if axis is None:
+        return 1, size, 1, list(range(size))
+    taps = math.prod(shape[2:])
+    if axis == 0:
+        rows = shape[0]
+        return rows, size // (rows * taps) if rows * taps else 0, taps, list(range(size))
+    split = [groups, shape[0] // groups, *shape[1:]] if transposed else [1, *shape]
+    step = strides(split)
+    order = [
+        g * step[0] + i * step[1] + o * step[2] + t
+        for g in range(split[0])
+        for o in range(split[2])
+        for i in range(split[1])
+        for t in range(taps)
+    ]
+    return split[0] * split[2], split[1], taps, order
+
+
+def levels_header(c):
+    flags = c.uint()
+    axes = c.uint()
+    h = {"flags": flags, "axis": (None, 0, 1)[flags // 64], "original": c.uints(axes)}
+    h["shape"] = c.uints(axes) if flags & 2 else h["original"]
+    h["groups"] = c.uint() if flags & 4 else 1
+    h["top"] = c.uint()
+    if h["top"]:
+        h["offset"], h["decay"], h["resolution"] = c.sint(), c.uint(), c.uint()
+        for bit in (8, 16, 32, 0):
+            if bit == 0 or flags & bit:
+                low = c.sint()
+                h[bit] = (low, low + c.uint())
+    return h
+
+
+def levels(h, stream):
+    size = math.prod(h["shape"])
+    if not h["top"]:
+        return [(0, None, None)] * size
+    rows, columns, taps, order = places(h["shape"], h["axis"], h["groups"], h["flags"] & 1)
+    alive_rows, alive_columns = stream.mask(rows), stream.mask(columns)
+    offsets = []
+    for bit, alive in ((8, alive_rows), (16, alive_columns), (32, [True] * taps)):
+        values = iter(stream.integers(sum(alive), *h[bit]) if bit in h else [0] * sum(alive))
+        offsets.append([next(values) if living else None for living in alive])
+    values = iter(stream.integers(sum(alive_rows), *h[0]))
+    exponents = [next(values) if living else None for living in alive_rows]
+    coded = []
+    for i, j, t in itertools.product(range(rows), range(columns), range(taps)):
+        if alive_rows[i] and alive_columns[j]:
+            a = h["offset"] + 2 * (offsets[0][i] + offsets[1][j] + offsets[2][t])
+            coded.append((min(max(a, 0), 63), i, j, t))
+    result = [None] * size
+    for place, i in zip(order, (i for i in range(rows) for _ in range(columns * taps)), strict=True):
+        result[place] = (0, exponents[i], h["resolution"])
+    tables = {a: table(a, h["decay"], h["top"]) for a in {x[0] for x in coded}}
+    for a, i, j, t in sorted(coded):
+        place = order[(i * columns + j) * taps + t]
+        result[place] = (stream.symbol(tables[a]) - h["top"], exponents[i], h["resolution"])
+    return result
+
+
+def read(data):
+    assert data[:4] == b"SCN\x01"
+    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
+    c = Cursor(data[4:-4])
+    metadata = c.take(c.uint()).decode()
+    heads, name = [], b""
+    for _ in range(c.uint()):
+        shared = c.uint()
+        name = name[:shared] + c.take(c.uint())
+        kind = c.uint()
+        if kind == 0:
+            heads.append((name.decode(), kind, levels_header(c)))
+        else:
+            heads.append((name.decode(), kind, c.uints(1 if kind < 3 else c.uint())))
+    plain = {}
+    for name, kind, shape in heads:
+        if kind in (1, 2):
+            plain[name] = (shape, c.numbers("ef"[kind - 1], shape[0]), c.numbers("ef"[kind - 1], shape[0]))
+        elif kind:
+            plain[name] = (shape, c.numbers(RAW[kind], math.prod(shape)))
+    stream = Stream(c.data[c.at :])
+    result = {
+        name: plain[name] if kind else (head["shape"], levels(head, stream), head["original"])
+        for name, kind, head in heads
+    }
+    assert stream.done()
+    return result, metadata

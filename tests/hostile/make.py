@@ -1,0 +1,193 @@
+"""Files that no reader may trust, put together byte by byte after `docs/format.md`, and what is to be said about each.
+
+Run as a program it writes them anew into this folder. All but the foreign ones carry a correct checksum.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+STREAM = bytes.fromhex("320bb856")
+
+
+def uint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value % 128 + 128)
+        value //= 128
+    return bytes([*out, value])
+
+
+def sint(value: int) -> bytes:
+    return uint(2 * value if value >= 0 else -2 * value - 1)
+
+
+def uints(*values: int) -> bytes:
+    return b"".join(uint(v) for v in values)
+
+
+def signed(body: bytes) -> bytes:
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def name(text: str | bytes, shared: int = 0) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return uints(shared, len(raw)) + raw
+
+
+def file(*records: bytes, count: int | None = None, raw: bytes = b"", stream: bytes = b"", head: bytes = b"") -> bytes:
+    number = len(records) if count is None else count
+    return signed(b"SCN\x01" + (head or uint(0)) + uint(number) + b"".join(records) + raw + stream)
+
+
+def levels(
+    *,
+    flags: int = 64,
+    axes: int | None = None,
+    original: tuple[int, ...] = (3, 4),
+    shape: tuple[int, ...] | None = None,
+    groups: int | None = None,
+    top: int = 3,
+    offset: int = 42,
+    decay: int = 6,
+    resolution: int = 4,
+    ranges: tuple[tuple[int, int], ...] = ((-9, 1),),
+    called: str = "w",
+) -> bytes:
+    body = name(called) + uint(0) + uints(flags, len(original) if axes is None else axes, *original)
+    body += uints(*(shape or ())) + (uint(groups) if groups is not None else b"") + uint(top)
+    if top:
+        body += sint(offset) + uints(decay, resolution) + b"".join(sint(a) + uint(b) for a, b in ranges)
+    return body
+
+
+def plain(kind: int, *shape: int, called: str | bytes = "x", shared: int = 0) -> bytes:
+    return name(called, shared) + uints(kind, len(shape), *shape)
+
+
+def _zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("net/data.pkl"), b"x")
+    return buffer.getvalue()
+
+
+FILES: dict[str, tuple[bytes, str]] = {
+    # foreign
+    "empty": (b"", r"expected a selfcompress file, which starts with b'SCN', found b''"),
+    "png": (b"\x89PNG\r\n\x1a\n" + bytes(20), r"which starts with b'SCN', found b'\\x89PN'"),
+    "zip": (_zip(), r"found b'PK\\x03'"),
+    "pickle": (pickle.dumps({"weight": [1.0]}, protocol=2), r"found b'\\x80\\x02}'"),
+    "magic-only": (b"SCN", r"expected at least 10 bytes, found 3: the file is truncated"),
+    "version-0": (signed(b"SCN\x00" + bytes(8)), r"format version 0, this reader knows 1\nhint: upgrade"),
+    "version-255": (signed(b"SCN\xff" + bytes(8)), r"format version 255, this reader knows 1\nhint: upgrade"),
+    "wrong-checksum": (file()[:-1] + b"\x00", r"the checksum does not match: the file is truncated or altered"),
+    # head
+    "metadata-beyond-the-end": (file(head=uint(2**39)), r"metadata: 549755813888 bytes expected, 1 left"),
+    "metadata-not-utf8": (file(head=b"\x02\xff\xfe"), r"metadata: expected UTF-8 text, found b'\\xff\\xfe'"),
+    "endless-integer": (file(head=b"\xff" * 12), r"metadata: expected at most \d+, found \d+"),
+    "no-record-count": (signed(b"SCN\x01\x05hello"), r"number of records: 1 bytes expected, 0 left"),
+    "a-trillion-records": (file(count=2**40), r"number of records: expected at most \d+, found 1099511627776"),
+    "one-record-too-many": (file(levels(top=0), count=2), r"name: 1 bytes expected, 0 left"),
+    # names
+    "name-shares-more-than-there-is": (file(plain(3, 0, shared=1)), r"name: expected at most 0, found 1"),
+    "name-beyond-the-end": (file(uints(0, 900)), r"name: 900 bytes expected, 0 left"),
+    "name-too-long": (file(plain(3, 0, called="n" * 1025)), r"name: expected at most 1024, found 1025"),
+    "name-grows-too-long": (
+        file(plain(3, 0, called="n" * 1000), plain(3, 0, called="n" * 100, shared=1000)),
+        r"name: expected at most 24, found 100",
+    ),
+    "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
+    "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
+    # raw numbers
+    "unknown-kind": (file(plain(12, 0)), r"`x` kind: expected at most 11, found 12"),
+    "too-many-axes": (file(plain(3, *[1] * 9), raw=b"\0\0"), r"`x` axes: expected at most 8, found 9"),
+    "raw-size-beyond-measure": (file(plain(3, 2**31 + 1)), r"`x` shape: expected at most 2147483648"),
+    "raw-of-an-exabyte": (file(plain(6, 2**20, 2**20, 2**20)), r"`x`: 9223372036854775808 bytes expected, 0 left"),
+    "raw-empty-but-huge": (file(plain(3, 0, *[2**31] * 7)), r"`x`: shape \(0, 2147483648, .* is beyond all measure"),
+    "raw-missing": (file(plain(4, 2), raw=bytes(4)), r"`x`: 8 bytes expected, 4 left"),
+    "norm-half-there": (file(name("n") + uints(1, 4), raw=bytes(8)), r"`n`: 8 bytes expected, 0 left"),
+    "norm-of-a-gigabyte": (file(name("n") + uints(2, 2**30)), r"`n`: 4294967296 bytes expected, 0 left"),
+    "truth-value-2": (file(plain(11, 2), raw=b"\x01\x02"), r"`x`: a truth value of 2"),
+    # levels: header
+    "unknown-flags": (file(levels(flags=192)), r"`w` flags: expected at most 191, found 192"),
+    "levels-too-many-axes": (file(levels(axes=9)), r"`w` axes: expected at most 8, found 9"),
+    "levels-without-their-axis": (file(levels(original=())), r"`w`: channel axis 0 of a tensor with 0 axes"),
+    "levels-without-axis-1": (file(levels(flags=128, original=(3,))), r"`w`: channel axis 1 of a tensor with 1 axes"),
+    "grown": (file(levels(flags=66, shape=(3, 5))), r"`w`: shape \(3, 5\) is larger than the original \(3, 4\)"),
+    "groups-0": (file(levels(flags=68, groups=0)), r"`w`: 0 groups do not fit shape \(3, 4\)"),
+    "groups-that-do-not-divide": (file(levels(flags=133, groups=2)), r"`w`: 2 groups do not fit shape \(3, 4\)"),
+    "groups-without-end": (
+        file(levels(flags=133, original=(0, 4), groups=2**30)),
+        r"`w`: 1073741824 groups do not fit",
+    ),
+    "transposed-without-axis-1": (file(levels(flags=65)), r"`w`: 1 groups do not fit shape \(3, 4\), channel axis 0"),
+    "weights-without-end": (
+        file(levels(original=(2**31, 2**31))),
+        r"`w`: shape \(2147483648, 2147483648\) has more weights than a file of \d+ bytes may hold",
+    ),
+    "weights-without-end-in-parts": (
+        file(*(levels(original=(1000, 999), called=f"w{i}") for i in range(9)), stream=STREAM),
+        r"`w\d`: shape \(1000, 999\) has more weights than a file of \d+ bytes may hold",
+    ),
+    "weights-of-no-size": (file(levels(original=(0, 2**31))), r"`w`: shape \(0, 2147483648\) has more weights"),
+    "weights-of-no-size-deep": (file(levels(original=(0, *[2**31] * 7))), r"`w`: shape .* has more weights"),
+    "dead-weights-without-end": (file(levels(original=(2**30, 4), top=0)), r"`w`: shape .* has more weights"),
+    "top-40000": (file(levels(top=40000)), r"`w` top level: expected at most 32767, found 40000"),
+    "offset-129": (file(levels(offset=129)), r"`w` offset: expected at most 256, found 258"),
+    "decay-32": (file(levels(decay=32)), r"`w` decay: expected at most 31, found 32"),
+    "resolution-0": (file(levels(resolution=0)), r"`w`: an exponent resolution of 0"),
+    "resolution-65537": (file(levels(resolution=65537)), r"`w` resolution: expected at most 65536, found 65537"),
+    "exponent-401": (file(levels(ranges=((400, 1),))), r"`w`: a range within -400 … 400 expected, found 400 … 401"),
+    "exponents-far-apart": (
+        file(levels(resolution=65536, ranges=((0, 65537),))),
+        r"`w` range: expected at most 65536, found 65537",
+    ),
+    "row-offset-33": (
+        file(levels(flags=72, ranges=((0, 33), (0, 0)))),
+        r"`w`: a range within -32 … 32 expected, found 0 … 33",
+    ),
+    "tap-offset-minus-33": (
+        file(levels(flags=96, ranges=((-33, 0), (0, 0)))),
+        r"`w`: a range within -32 … 32 expected, found -33 … -33",
+    ),
+    "header-ends-early": (file(levels()[:-2]), r"`w` range: 1 bytes expected, 0 left"),
+    # levels: stream
+    "stream-missing": (file(levels()), r"entropy-coded part: it is missing"),
+    "stream-of-7-bytes": (
+        file(levels(), stream=STREAM + bytes(3)),
+        r"entropy-coded part: expected a whole number of 32-bit words, found 7 bytes",
+    ),
+    "stream-too-long": (
+        file(levels(), stream=STREAM + bytes(8)),
+        r"entropy-coded part: its length is not that of its contents",
+    ),
+    "stream-without-levels": (
+        file(plain(3, 1), raw=bytes(2), stream=STREAM * 3),
+        r"entropy-coded part: its length is not that of its contents",
+    ),
+    # masks in the form of runs: the first word says form 1, the rest says nonsense about their number
+    "runs-without-end": (
+        file(levels(original=(40, 2), ranges=((0, 0),)), stream=b"\xff\xff\xff\xfe" * 2),
+        r"entropy-coded part: \d+ runs in a mask of 40",
+    ),
+    "no-code-word": (
+        file(levels(original=(40, 2), ranges=((0, 0),)), stream=b"\xff\xff\xff\xff" * 2),
+        r"entropy-coded part: damaged",
+    ),
+    "runs-that-do-not-add-up": (
+        file(levels(original=(40, 2), ranges=((0, 0),)), stream=b"\0\0\0\x80" + b"\0\0\0\0" * 2),
+        r"entropy-coded part: runs of \d+ in a mask of 40",
+    ),
+}
+
+
+if __name__ == "__main__":
+    for old in FOLDER.glob("*.scn"):
+        old.unlink()
+    for file_name, (data, _) in FILES.items():
+        (FOLDER / f"{file_name}.scn").write_bytes(data)
