@@ -1,0 +1,630 @@
+"""Dead channels: find them, plan the cut, then apply it to model and optimizer.
+
+A member of a class of channels is dead when it is *silent* (all weights that produce it and everything added to it are
+exactly zero, and zeros arrive at its readers as zeros) or *unread* (all weights that read it are exactly zero). One
+death brings others: weights that read a dead channel, or produce for one, count as zero. At least one member of every
+class stays, so that no layer loses its last channel.
+
+A `Plan` is a value: print it, compare it, intersect it with another. `apply_plan` slices parameters, buffers,
+gradients, the formats of quantizers, module attributes and every optimizer state of the parameter's shape, in place:
+the Parameter objects stay the same, so references to them stay good. The function that the network computes does not
+change.
+
+Positions in `Axes` are those of the original network; `Kept` says which members are left.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from .axes import (
+    Axes,
+    ChannelClass,
+    FrozenAxis,
+    Slot,
+    find_axes,
+    meta_copy,
+    on_meta,
+    set_mode,
+    tensors_in,
+    undisturbed,
+    where_in_code,
+)
+from .errors import CheckpointError, UsageError
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which members of each class of an `Axes` are left, in original numbers."""
+
+    members: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def full(axes: Axes) -> "Kept":
+        """Nothing removed yet."""
+        return Kept(tuple(tuple(range(c.size)) for c in axes.classes))
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """As plain values. Inverse: `from_dict`."""
+        return {str(i): list(m) for i, m in enumerate(self.members)}
+
+    @staticmethod
+    def from_dict(values: dict[str, list[int]]) -> "Kept":
+        """From the values of `to_dict`."""
+        return Kept(tuple(tuple(values[str(i)]) for i in range(len(values))))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Members of one class that are to be cut."""
+
+    index: int
+    """Number of the class in `Axes.classes`."""
+    label: str
+    silent: tuple[int, ...]
+    unread: tuple[int, ...]
+    left: int
+    """Members before the cut."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """All members that go, in order."""
+        return tuple(sorted((*self.silent, *self.unread)))
+
+    def __str__(self) -> str:
+        kinds = [f"{len(m)} {k}" for m, k in ((self.silent, "silent"), (self.unread, "unread")) if m]
+        return f"{self.label}: {len(self.members)} of {self.left} ({', '.join(kinds)})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be cut. False where that is nothing."""
+
+    removals: tuple[Removal, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.removals)
+
+    def __str__(self) -> str:
+        return "; ".join(str(r) for r in self.removals) or "nothing"
+
+    def __and__(self, other: "Plan") -> "Plan":
+        """What both plans remove, for this plan's reasons."""
+        theirs = {r.index: set(r.members) for r in other.removals}
+        both = []
+        for r in self.removals:
+            common = theirs.get(r.index, set())
+            silent, unread = (tuple(m for m in part if m in common) for part in (r.silent, r.unread))
+            if silent or unread:
+                both.append(Removal(r.index, r.label, silent, unread, r.left))
+        return Plan(tuple(both))
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """As plain values. Inverse: `from_dict`."""
+        return [{**vars(r), "silent": list(r.silent), "unread": list(r.unread)} for r in self.removals]
+
+    @staticmethod
+    def from_dict(values: list[dict[str, Any]]) -> "Plan":
+        """From the values of `to_dict`."""
+        return Plan(tuple(Removal(**{**v, "silent": tuple(v["silent"]), "unread": tuple(v["unread"])}) for v in values))
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Where the original positions of one tensor axis are now."""
+
+    kept: NDArray[np.int64]
+    """Original positions that are left, in order."""
+
+    def now(self, original: Sequence[int]) -> NDArray[np.int64]:
+        return np.searchsorted(self.kept, np.asarray(original, np.int64))
+
+
+def _maps(axes: Axes, kept: Kept, shapes: dict[tuple[str, int], int]) -> dict[tuple[str, int], _Map]:
+    """Original positions that are left on each axis that belongs to classes; `shapes` are the lengths now."""
+    gone: dict[tuple[str, int], list[int]] = {}
+    for c, members in zip(axes.classes, kept.members, strict=True):
+        removed = sorted(set(range(c.size)) - set(members))
+        for slot in c.slots:
+            gone.setdefault((slot.tensor, slot.axis), []).extend(i for m in removed for i in slot.indices[m])
+    result = {}
+    for key, removed in gone.items():
+        total = shapes[key] + len(removed)
+        result[key] = _Map(np.setdiff1d(np.arange(total), np.array(removed, np.int64)))
+    return result
+
+
+class Positions:
+    """Where the members of the classes are in the network as it is now."""
+
+    def __init__(self, model: nn.Module, axes: Axes, kept: Kept) -> None:
+        self._maps = _maps(axes, kept, _lengths(model, axes))
+
+    def now(self, slot: Slot, member: int) -> list[int]:
+        """Positions on the axis of `slot` that a member owns now."""
+        return [int(i) for i in self._maps[slot.tensor, slot.axis].now(slot.indices[member])]
+
+
+def _lengths(model: nn.Module, axes: Axes) -> dict[tuple[str, int], int]:
+    return {(s.tensor, s.axis): _stored(model, s.tensor).shape[s.axis] for c in axes.classes for s in c.slots}
+
+
+def _effective(model: nn.Module, name: str) -> Tensor:
+    """The tensor that the network computes with: for parametrised ones the computed value."""
+    prefix, _, tensor = name.rpartition(".")
+    return cast(Tensor, getattr(model.get_submodule(prefix), tensor))
+
+
+class _Living:
+    """Which entries of the tensors are not zero, with axes beyond the second reduced away."""
+
+    def __init__(self, model: nn.Module, axes: Axes, kept: Kept) -> None:
+        tensors: dict[str, Tensor] = {}
+        for c in axes.classes:
+            for slot in c.slots:
+                if slot.tensor not in tensors:
+                    tensors[slot.tensor] = _effective(model, slot.tensor).detach()
+        self.nonzero: dict[str, Bools] = {}
+        for name, tensor in tensors.items():
+            living = tensor != 0
+            if living.ndim > 2:
+                living = living.flatten(2).any(2)
+            self.nonzero[name] = living.cpu().numpy()
+        self.maps = _maps(axes, kept, {(n, a): t.shape[a] for n, t in tensors.items() for a in range(min(t.ndim, 2))})
+
+    def silence(self, slot: Slot, members: Sequence[int]) -> None:
+        """Count the entries of these members as zero from now on."""
+        if members:
+            where = self.maps[slot.tensor, slot.axis].now([i for m in members for i in slot.indices[m]])
+            living = self.nonzero[slot.tensor]
+            living[(slice(None),) * slot.axis + (where,)] = False
+
+    def any(self, slot: Slot, members: Sequence[int]) -> Bools:
+        """(members,) whether a member has an entry that is not zero."""
+        living = self.nonzero[slot.tensor]
+        if living.ndim > 1:
+            living = np.asarray(living.any(1 - slot.axis))
+        positions = self.maps[slot.tensor, slot.axis].now([i for m in members for i in slot.indices[m]])
+        return np.asarray(living[positions.reshape(len(members), -1)].any(1))
+
+
+def _emits(living: _Living, c: ChannelClass, members: Sequence[int]) -> tuple[Bools, Bools]:
+    """For each member: whether weights produce it; whether something is added to it."""
+    produced = np.zeros(len(members), np.bool_)
+    added = np.zeros(len(members), np.bool_)
+    # a depthwise weight scales what it gets: where nothing but zeros comes in, its own weights do not matter
+    producers = c.having("produces")
+    for slot in [s for s in producers if "scales" not in s.roles] or producers:
+        produced |= living.any(slot, members)
+    for slot in c.having("adds"):
+        added |= living.any(slot, members)
+    for slot in c.having("mean"):
+        moved = living.any(slot, members)
+        for norm in [n for n in c.norms if n.mean == slot.tensor]:
+            # a running mean is subtracted and then scaled: with a scale of zero it does not matter
+            scale = next((s for s in c.slots if s.tensor == norm.scale), None)
+            added |= moved if scale is None else moved & living.any(scale, members)
+    return produced, added
+
+
+@torch.no_grad()
+def find_dead(model: nn.Module, axes: Axes, kept: Kept) -> Plan:
+    """The members that can be cut without changing what the network computes.
+
+    Args:
+        model: the network as it is now.
+        axes: what was found on the original network.
+        kept: what is left of it.
+
+    Returns:
+        A plan that leaves at least one member of every class (two before a grouped convolution).
+    """
+    living = _Living(model, axes, kept)
+    silent: list[list[int]] = [[] for _ in axes.classes]
+    unread: list[list[int]] = [[] for _ in axes.classes]
+    changed = True
+    while changed:
+        changed = False
+        for i, (c, members) in enumerate(zip(axes.classes, kept.members, strict=True)):
+            left = [m for m in members if m not in set(silent[i]) | set(unread[i])]
+            if len(left) <= c.least:
+                continue
+            produced, added = _emits(living, c, left)
+            is_silent = ~produced & ~added if not c.noise else np.zeros(len(left), np.bool_)
+            readers = c.having("reads")
+            is_unread = np.ones(len(left), np.bool_) if readers else np.zeros(len(left), np.bool_)
+            for slot in readers:
+                is_unread &= ~living.any(slot, left)
+            dead = [(m, s) for m, s, u in zip(left, is_silent, is_unread, strict=True) if s or u]
+            dead = dead[max(0, c.least - (len(left) - len(dead))) :]
+            for m, s in dead:
+                (silent if s else unread)[i].append(m)
+            for slot in c.slots:
+                living.silence(slot, [m for m, _ in dead])
+            changed |= bool(dead)
+    return Plan(
+        tuple(
+            Removal(i, c.label, tuple(sorted(s)), tuple(sorted(u)), len(members))
+            for i, (c, members, s, u) in enumerate(zip(axes.classes, kept.members, silent, unread, strict=True))
+            if s or u
+        )
+    )
+
+
+@torch.no_grad()
+def silence_step(model: nn.Module, axes: Axes, kept: Kept, amount: float) -> None:
+    """Take what zeroed channels still emit towards zero, by `amount` at most: the proximal step of an L1 loss.
+
+    Only biases and norm shifts of channels whose producing weights are all zero are touched; where a batch norm sees
+    nothing but zeros, its running mean, which converges to zero there, is set to zero.
+    """
+    living = _Living(model, axes, kept)
+    for c, members in zip(axes.classes, kept.members, strict=True):
+        if c.noise:
+            continue
+        produced, added = _emits(living, c, members)
+        loud = [m for m, p, a in zip(members, produced, added, strict=True) if a and not p]
+        if not loud:
+            continue
+        for slot in (*c.having("adds"), *c.having("mean")):
+            where = living.maps[slot.tensor, slot.axis].now([i for m in loud for i in slot.indices[m]])
+            tensor = _stored(model, slot.tensor)
+            index = (slice(None),) * slot.axis + (torch.from_numpy(where).to(tensor.device),)
+            values = tensor[index]
+            if "mean" not in slot.roles:
+                tensor[index] = values.sign() * (values.abs() - amount).clamp_(min=0)
+            elif not _adds_before(c, slot, living, loud):
+                tensor[index] = 0.0
+
+
+def _adds_before(c: ChannelClass, mean: Slot, living: _Living, members: Sequence[int]) -> bool:
+    """Whether something else than the norm's own shift is still added to these members, perhaps before the norm."""
+    own = {n.shift for n in c.norms if n.mean == mean.tensor}
+    return any(bool(living.any(slot, members).any()) for slot in c.having("adds") if slot.tensor not in own)
+
+
+def _stored(model: nn.Module, name: str) -> Tensor:
+    """The tensor that is trained or kept: for parametrised ones the original."""
+    prefix, _, tensor = name.rpartition(".")
+    module = model.get_submodule(prefix)
+    parametrizations = getattr(module, "parametrizations", None)
+    if parametrizations is not None and tensor in parametrizations:
+        return cast(Tensor, parametrizations[tensor].original)
+    return cast(Tensor, getattr(module, tensor))
+
+
+def _companions(model: nn.Module, name: str, axis: int, keep: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    """Vectors with an entry for each output channel, and what is kept of them, when `keep` is kept of a weight's
+    channel axis.
+
+    They are the formats of quantizers. A transposed convolution with groups has fewer positions on that axis than
+    channels: each group has all of them.
+    """
+    prefix, _, tensor = name.rpartition(".")
+    parametrizations = getattr(model.get_submodule(prefix), "parametrizations", None)
+    if parametrizations is None or tensor not in parametrizations:
+        return []
+    found = []
+    for parametrization in parametrizations[tensor]:
+        vectors = getattr(parametrization, "per_channel", ())
+        if vectors and parametrization.axis == axis:
+            groups = getattr(parametrization, "groups", 1) if axis else 1
+            length = _stored(model, name).shape[axis]
+            index = torch.cat([keep + g * length for g in range(groups)])
+            found += [(getattr(parametrization, v), index) for v in vectors]
+    return found
+
+
+def _check_states(tensors: Sequence[tuple[str, Tensor]], optimizers: Sequence[Optimizer]) -> None:
+    """Every state tensor must have the parameter's shape or be a single number; said before anything is changed."""
+    for name, tensor in tensors:
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(tensor, {}).items():
+                if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
+                    raise UsageError(
+                        f"optimizer: the state `{key}` of `{name}` is a list of tensors: it cannot be cut along\n"
+                        "hint: use an optimizer whose state has the parameter's shape, such as SGD, Adam or AdamW"
+                    )
+                if isinstance(value, Tensor) and value.numel() != 1 and value.shape != tensor.shape:
+                    raise UsageError(
+                        f"optimizer: the state `{key}` of `{name}` has shape {tuple(value.shape)}, the parameter "
+                        f"{tuple(tensor.shape)}: it cannot be cut along\n"
+                        "hint: use an optimizer whose state has the parameter's shape, such as SGD, Adam or AdamW"
+                    )
+
+
+def _slice(tensor: Tensor, axis: int, keep: Tensor, optimizers: Sequence[Optimizer]) -> None:
+    """Cut a parameter or buffer, its gradient and its optimizer state, in place."""
+    before = tensor.shape
+    for optimizer in optimizers:
+        state = optimizer.state.get(tensor, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == before and value.ndim:
+                state[key] = value.index_select(axis, keep)
+    grad = tensor.grad
+    tensor.grad = None
+    smaller = tensor.data.index_select(axis, keep)
+    # While the last loss is alive, so is the node that accumulates this parameter's gradient, and it expects the old
+    # shape. torch makes a new one when the type of the data changes, so it does, for a moment.
+    tensor.data = smaller.new_empty(0, dtype=torch.float32 if smaller.dtype == torch.float16 else torch.float16)
+    tensor.data = smaller
+    if grad is not None:
+        tensor.grad = grad.index_select(axis, keep)
+
+
+@torch.no_grad()
+def apply_plan(
+    plan: Plan, model: nn.Module, axes: Axes, kept: Kept, optimizers: Optimizer | Sequence[Optimizer] = ()
+) -> Kept:
+    """Cut what the plan says from `model` and its optimizers, in place.
+
+    Returns:
+        What is left.
+
+    Raises:
+        UsageError: an optimizer holds a state that cannot be cut; nothing is changed then.
+    """
+    members = list(kept.members)
+    for r in plan.removals:
+        gone = set(r.members)
+        members[r.index] = tuple(m for m in members[r.index] if m not in gone)
+    after = Kept(tuple(members))
+    _resize(model, axes, kept, after, [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers))
+    return after
+
+
+def resize(model: nn.Module, axes: Axes, kept: Kept) -> None:
+    """Make a freshly built network as small as `kept` says, in place; what its weights are does not matter.
+
+    Raises:
+        CheckpointError: `kept` is not for these axes.
+    """
+    sizes = [c.size for c in axes.classes]
+    if len(kept.members) != len(sizes) or any(
+        not m or max(m) >= size or min(m) < 0 for m, size in zip(kept.members, sizes, strict=False)
+    ):
+        raise CheckpointError(
+            f"kept channels: the checkpoint has {len(kept.members)} classes of channels, the network {len(sizes)}, "
+            "or others\nhint: build the network with the code and the options it was saved with"
+        )
+    _resize(model, axes, Kept.full(axes), kept, [])
+
+
+def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers: Sequence[Optimizer]) -> None:
+    lengths = _lengths(model, axes)
+    old, cuts = _maps(axes, before, lengths), []
+    gone: dict[tuple[str, int], list[int]] = {}
+    for c, was, now in zip(axes.classes, before.members, after.members, strict=True):
+        removed = sorted(set(was) - set(now))
+        for slot in c.slots if removed else ():
+            gone.setdefault((slot.tensor, slot.axis), []).extend(i for m in removed for i in slot.indices[m])
+    for (name, axis), positions in gone.items():
+        keep = np.setdiff1d(np.arange(lengths[name, axis]), old[name, axis].now(positions))
+        tensor = _stored(model, name)
+        index = torch.from_numpy(keep).to(tensor.device)
+        cuts.append((name, tensor, axis, index))
+        cuts += [(name, vector, 0, entries) for vector, entries in _companions(model, name, axis, index)]
+    _check_states([(name, tensor) for name, tensor, _, _ in cuts], optimizers)
+    for _, tensor, axis, index in cuts:
+        _slice(tensor, axis, index, optimizers)
+    changed = {id(tensor) for _, tensor, _, _ in cuts}
+    for module in model.modules():  # all of them: a tensor may be shared
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for parametrization in getattr(module, "parametrizations", {}).values():
+            own += [*parametrization.parameters(recurse=False), *parametrization.buffers(recurse=False)]
+        if any(id(tensor) in changed for tensor in own):
+            sync_sizes(module)
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+
+
+def sync_sizes(module: nn.Module) -> None:
+    """Make a module's attributes say what the shapes of its tensors say: `out_channels`, `num_features` and so on."""
+    if isinstance(module, _CONVOLUTIONS):
+        shape = _stored(module, "weight").shape
+        if module.groups > 1 and shape[1] == 1 and not isinstance(module, _TRANSPOSED):  # depthwise: a group a channel
+            multiplier = module.out_channels // module.groups
+            module.groups = shape[0] // multiplier
+        across = shape[1] * module.groups
+        module.out_channels, module.in_channels = (
+            (across, shape[0]) if isinstance(module, _TRANSPOSED) else (shape[0], across)
+        )
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = _stored(module, "weight").shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = _stored(module, "weight").shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, _BATCH_NORMS):
+        vector = module.running_mean if module.running_mean is not None else module.weight
+        if vector is not None:
+            module.num_features = len(vector)
+
+
+class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operator and the plain numbers it computes with: they may follow a size, as `x.shape[1] ** 2`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[str, tuple[float, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        leaves = tree_flatten((args, kwargs or {}))[0]
+        numbers = [v for v in leaves if isinstance(v, float)]
+        if name.rstrip("_") in _ARITHMETIC:
+            numbers += [v for v in args if isinstance(v, int) and not isinstance(v, bool)]
+        for value in leaves:  # constants made in the forward pass are real tensors even in a run on the meta device
+            if name in ("lift_fresh", "_to_copy") and isinstance(value, Tensor) and value.device.type != "meta":
+                numbers += [float(v) for v in value.flatten()[:64].tolist()] if value.dtype != torch.bool else []
+        if not name.startswith("prim::"):
+            self.seen.append((name, tuple(numbers)))
+        return func(*args, **(kwargs or {}))
+
+
+_ARITHMETIC = (
+    "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow", "fill", "full", "new_full",
+    "full_like", "scalar_tensor", "clamp", "clamp_min", "clamp_max", "hardtanh", "masked_fill", "addcmul", "addcdiv",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What can be seen of a run of a network."""
+
+    numbers: list[tuple[str, tuple[float, ...]]]
+    shapes: list[tuple[int, ...]]
+    warnings: set[str]
+
+
+def _run(shadow: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> _Run:
+    set_mode(shadow, training)
+    noted = _Numbers()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with undisturbed(), noted:
+            outputs = shadow(*inputs)
+    return _Run(noted.seen, [tuple(t.shape) for t in tensors_in(outputs)], {str(w.message) for w in said})
+
+
+def _difference(before: _Run, after: _Run) -> str | None:
+    """Why a run with fewer channels is not the same computation."""
+    if before.shapes != after.shapes:
+        return f"the shapes of its outputs change from {before.shapes} to {after.shapes}"
+    if [name for name, _ in before.numbers] != [name for name, _ in after.numbers]:
+        return "it takes another way through its code"
+    for (name, old), (_, new) in zip(before.numbers, after.numbers, strict=True):
+        if old != new:
+            return f"a number in `{name}` follows the number of channels"
+    known = {re.sub(r"\d+", "", w) for w in before.warnings}  # sizes in a message differ anyway
+    unknown = [w for w in after.warnings if re.sub(r"\d+", "", w) not in known]
+    return f"it warns: {min(unknown)}" if unknown else None
+
+
+def _runs(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> dict[bool, _Run]:
+    """The runs of a copy in eval and in train mode, as far as it does run."""
+    runs = {}
+    for training in (False, True):
+        with contextlib.suppress(Exception):
+            runs[training] = _run(meta_copy(model, real=real), on_meta(example_inputs, real=real), training=training)
+    return runs
+
+
+def tried(model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> Axes:
+    """The axes with which the network still computes the same after a cut, found by cutting copies.
+
+    Sizes that are written into the code (`x.view(-1, 512)`, `x.split(8)`) are found so, and numbers that follow a size
+    (`x * x.shape[1] ** -0.5`); the classes they concern are frozen, with the line. Where the network does not run with
+    a single channel of a class, as when the code squeezes, two stay.
+    """
+    trial = _Trial(model, example_inputs, axes)
+    classes = range(len(axes.classes))
+    broken = trial.blame(classes, lambda i: axes.classes[i].size - 1)
+    rest = [i for i in classes if i not in broken]
+    broken |= trial.moved(rest)
+    rest = [i for i in rest if i not in broken]
+    lonely = trial.blame(rest, lambda i: axes.classes[i].least)
+    broken |= {i: reason for i, reason in lonely.items() if axes.classes[i].size <= 2}
+    stays = tuple(
+        FrozenAxis(s.tensor, s.axis, f"the network is not the same without a channel of it: {reason}")
+        for i, reason in broken.items()
+        for s in axes.classes[i].slots
+    )
+    kept = tuple(replace(c, least=2) if i in lonely else c for i, c in enumerate(axes.classes) if i not in broken)
+    return Axes(kept, tuple(sorted((*axes.frozen, *stays), key=lambda f: (f.tensor, f.axis))))
+
+
+class _Trial:
+    """Cuts copies of a network and compares how they run."""
+
+    def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> None:
+        self.model, self.inputs, self.axes = model, example_inputs, axes
+        self.expected, self.real = _runs(model, example_inputs, real=False), False
+        if len(self.expected) < 2:  # see `find_axes`
+            self.expected, self.real = _runs(model, example_inputs, real=True), True
+
+    def blame(self, classes: Iterable[int], members_left: Callable[[int], int]) -> dict[int, str]:
+        """Those of the classes with which the network is not the same when that many members are left, and why."""
+        broken: dict[int, str] = {}
+
+        def search(indices: Sequence[int]) -> None:
+            reason = self._breaks({i: members_left(i) for i in indices})
+            if reason is not None and len(indices) == 1:
+                broken[indices[0]] = reason
+            elif reason is not None:
+                half = len(indices) // 2
+                search(indices[:half])
+                search(indices[half:])
+
+        remaining = list(classes)
+        while remaining:
+            known = len(broken)
+            search(remaining)
+            if len(broken) == known:
+                if self._breaks({i: members_left(i) for i in remaining}) is not None:
+                    # each half runs, the whole does not: trust none of them
+                    broken.update(dict.fromkeys(remaining, "only together with others"))
+                break
+            remaining = [i for i in remaining if i not in broken]
+        return broken
+
+    def moved(self, classes: Iterable[int]) -> dict[int, str]:
+        """Those of the classes whose channels are tied otherwise once one of them is gone, as positions are fixed."""
+        broken: dict[int, str] = {}
+        remaining = list(classes)
+        while remaining:
+            # with fewer members left, a class would not be found again
+            cut = {i: c.size - 1 for i in remaining if (c := self.axes.classes[i]).size - 1 > c.least}
+            shadow, kept = self._cut(cut)
+            found = {(c.slots, c.noise) for c in find_axes(shadow, on_meta(self.inputs, real=self.real)).classes}
+            positions = Positions(shadow, self.axes, kept)
+            new = []
+            for i in remaining:
+                c = self.axes.classes[i]
+                slots = tuple(
+                    replace(s, indices=tuple(tuple(positions.now(s, m)) for m in kept.members[i])) for s in c.slots
+                )
+                if (slots, c.noise) not in found:
+                    new.append(i)
+            if not new:
+                break
+            broken.update(dict.fromkeys(new, "its code takes channels by their number"))
+            remaining = [i for i in remaining if i not in broken]
+        return broken
+
+    def _cut(self, left: dict[int, int]) -> tuple[nn.Module, Kept]:
+        """A copy in which only the last so many members of these classes are left."""
+        shadow, full = meta_copy(self.model, real=self.real), Kept.full(self.axes)
+        kept = Kept(tuple(m[len(m) - left.get(i, len(m)) :] for i, m in enumerate(full.members)))
+        with torch.no_grad():
+            _resize(shadow, self.axes, full, kept, [])
+        return shadow, kept
+
+    def _breaks(self, left: dict[int, int]) -> str | None:
+        """Why the network is not the same with only so many members of these classes."""
+        try:
+            shadow, _ = self._cut(left)
+            for training, before in self.expected.items():
+                after = _run(shadow, on_meta(self.inputs, real=self.real), training=training)
+                difference = _difference(before, after)
+                if difference:
+                    return difference
+        except Exception as error:
+            return where_in_code(error)
+        return None
