@@ -1,0 +1,32 @@
+"""Neural networks that shrink while they train, and the small file they become.
+
+compressor = SelfCompressor(model, example_inputs, gamma=0.5)     # attach
+... compressor.penalty() in the loss, compressor.step(optimizer) after each step ...
+save(model, "net.scn")                                            # as many bytes as the loss said
+load("net.scn", into=model_code())                                # a plain, small network
+"""
+
+from . import errors as errors
+from .compressor import SelfCompressor as SelfCompressor
+from .compressor import Size as Size
+from .compressor import StepReport as StepReport
+from .converting import restore as restore
+from .packing import FileSummary as FileSummary
+from .packing import TensorSummary as TensorSummary
+from .packing import inspect as inspect
+from .packing import load as load
+from .packing import save as save
+
+__version__ = "0.1.0"
+__all__ = [
+    "FileSummary",
+    "SelfCompressor",
+    "Size",
+    "StepReport",
+    "TensorSummary",
+    "errors",
+    "inspect",
+    "load",
+    "restore",
+    "save",
+]

@@ -1,0 +1,456 @@
+"""What a training loop holds: the price of the network's size, and the cutting of what has died.
+
+    compressor = SelfCompressor(model, (x,), gamma=0.5)
+    optimizer = torch.optim.Adam(compressor.param_groups(lr=1e-3))
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y) + compressor.penalty()
+        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        compressor.step(optimizer)
+
+Λ = Λ0 + γ·Q (arXiv 2301.13142, eq. 2), where Q is the size in bits over the number of weights of the starting network.
+
+The probability models behind the code length are fitted anew every `refresh_every` steps; channels are looked over
+every `check_every` steps, and cut when they were dead at two looks in a row. Both are counted in steps, so that a
+resumed run does the same at the same step; the models in use are part of the state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .axes import Axes, find_axes
+from .coder import LevelModel, integers_bits
+from .container import LevelTensor, size_bits, write
+from .converting import Compressed, Format, convert
+from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
+from .packing import contents_of, pack
+from .quantizer import GRIDS, MAX_BITS, Grid
+from .rate import PriceTable, bit_depth, code_length, count, coupled_bit_depth, fit, side_bits
+from .shrinking import Kept, Plan, Positions, apply_plan, find_dead, resize, silence_step, tried
+
+Rate = Literal["code-length", "bit-depth"]
+RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
+STATE_VERSION = 1
+EXPONENT_RESOLUTION = 4
+"""Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
+SILENCE_PER_STEP = 1e-3
+"""By so much a training step takes biases of zeroed channels towards zero: the paper's L1 loss, as a proximal step."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is now."""
+
+    size_bytes: int
+    """Bytes of the file that `save` would write."""
+    weights_alive: int
+    """Weights of the compressed tensors that are still there."""
+    weights_nonzero: int
+    """Those of them that are not zero."""
+    weights_total: int
+    """Weights of the compressed tensors at the start."""
+    channels_alive: int
+    """Output channels of the compressed tensors that are still there."""
+    channels_total: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a call of `SelfCompressor.step` has cut. False where that is nothing."""
+
+    step: int
+    """Number of the training step, from 1."""
+    plan: Plan | None
+
+    def __bool__(self) -> bool:
+        return bool(self.plan)
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.plan if self.plan else 'nothing cut'}"
+
+
+class SelfCompressor:
+    """Lets `model` shrink while it trains.
+
+    Args:
+        model: any network with Conv, ConvTranspose, Linear or Embedding layers; quantizers are attached in place.
+        example_inputs: what `model(*example_inputs)` takes, to find out which channels depend on each other.
+        gamma: compression factor γ, weight of the size in the loss; 0 leaves out the price, more gives smaller files.
+        rate: `"code-length"`, the bits that the file takes, or `"bit-depth"`, as published.
+        grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
+        coupled: for bit depth, eq. 5 in place of eq. 4.
+        initial_bits: bit depth to start from.
+        include: names of further parameters to compress.
+        skip: names of parameters or modules to leave in float.
+        refresh_every: steps between two fits of the probability models.
+        check_every: steps between two looks for dead channels; 0 never cuts.
+
+    Attributes:
+        gamma: may be set at any time.
+        left: parameters that stay in float, with the reason.
+        axes: which channels live and die together.
+        history: a `StepReport` for every cut.
+
+    Raises:
+        UsageError: nothing to compress, an example input that does not fit, an unknown option.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...],
+        *,
+        gamma: float = 0.5,
+        rate: Rate = "code-length",
+        grid: Grid | None = None,
+        coupled: bool = False,
+        initial_bits: float = 8.0,
+        include: Sequence[str] = (),
+        skip: Sequence[str] = (),
+        refresh_every: int = 50,
+        check_every: int = 50,
+    ) -> None:
+        if rate not in RATES:
+            raise UsageError(f"rate: expected one of {', '.join(f'`{r}`' for r in RATES)}, found `{rate}`")
+        if grid is not None and grid not in GRIDS:
+            raise UsageError(f"grid: expected one of {', '.join(f'`{g}`' for g in GRIDS)}, found `{grid}`")
+        if coupled and rate != "bit-depth":
+            raise UsageError('coupled: eq. 5 is a form of the bit depth\nhint: use `rate="bit-depth"` with it')
+        self.model, self.rate, self.coupled = model, rate, coupled
+        self.gamma = gamma
+        self.refresh_every, self.check_every = refresh_every, check_every
+        published = rate == "bit-depth"
+        form = Format(
+            grid=grid or ("eq1" if published else "symmetric"),
+            initial_bits=initial_bits,
+            resolution=None if published else EXPONENT_RESOLUTION,
+            biases=not published,
+        )
+        self.axes: Axes = tried(model, example_inputs, find_axes(model, example_inputs))
+        self.compressed, self.left = convert(model, form, include=include, skip=skip)
+        self._kept = Kept.full(self.axes)
+        self.history: list[StepReport] = []
+        self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
+        self.weights_total = sum(c.original.numel() for c in self._weights)
+        self.channels_total = sum(c.quantizer.bits.numel() for c in self._weights)
+        self._steps = 0
+        self._suspects: Plan | None = None
+        self._tables: dict[str, PriceTable] = {}
+        self._side_bits = self._fixed_bits = 0.0
+        self._priced = self._backpropagated = False
+        self._checked_optimizers: set[int] = set()
+        self._find_inputs()
+        self._measure_fixed()
+
+    def param_groups(
+        self, *, lr: float, weight_decay: float = 0.0, format_lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for any optimizer of `torch.optim`.
+
+        Args:
+            lr: learning rate of the network's own parameters.
+            weight_decay: of compressed weights only; biases, norms and formats have none.
+            format_lr: learning rate of bit depths and exponents, in bits and octaves. None takes 10·lr for code length
+                and, as published, 0.5 (with an epsilon of 1e-3, which Adam and its kin read) for bit depth.
+
+        Returns:
+            Three groups: compressed weights, other parameters, formats. Together all parameters of the model.
+        """
+        weights = [c.original for c in self._weights]
+        formats = [p for c in self.compressed for p in (c.quantizer.bits, c.quantizer.exponent)]
+        taken = {id(p) for p in (*weights, *formats)}
+        others = [p for p in self.model.parameters() if id(p) not in taken]
+        published = self.rate == "bit-depth"
+        group: dict[str, Any] = {"params": formats, "weight_decay": 0.0}
+        group["lr"] = format_lr if format_lr is not None else (0.5 if published else 10 * lr)
+        if published:
+            group["eps"] = 1e-3
+        groups = [{"params": weights, "lr": lr, "weight_decay": weight_decay}]
+        if others:
+            groups.append({"params": others, "lr": lr, "weight_decay": 0.0})
+        return [*groups, group]
+
+    def penalty(self) -> Tensor:
+        """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
+
+        For code length the size is that of the whole file: levels, side information, header, and what stays in float.
+        For bit depth it is nominal, eq. 4 or 5. Returns a scalar that is differentiable in weights and formats.
+        """
+        if self.rate == "code-length" and not self._tables:
+            self._refresh()
+        penalty = self.gamma / self.weights_total * self._bits()
+        self._priced = True
+        if penalty.requires_grad:
+            penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
+        return penalty
+
+    def penalty_bytes(self) -> float:
+        """The size that `penalty` charges for at this moment, in bytes: Q·N / 8."""
+        if self.rate == "code-length":
+            self._refresh()
+        with torch.no_grad():
+            return float(self._bits()) / 8
+
+    def size(self) -> Size:
+        """The exact size now: of the file that `save` would write (without metadata), and of the network."""
+        return Size(
+            size_bytes=len(pack(self.model)),
+            weights_alive=sum(c.original.numel() for c in self._weights),
+            weights_nonzero=sum(int(torch.count_nonzero(c.levels())) for c in self._weights),
+            weights_total=self.weights_total,
+            channels_alive=sum(c.quantizer.bits.numel() for c in self._weights),
+            channels_total=self.channels_total,
+        )
+
+    def step(self, optimizer: Optimizer) -> StepReport:
+        """To be called after every `optimizer.step()`: keeps formats in range and cuts channels that have died.
+
+        Cutting changes parameters, buffers, gradients and the optimizer's state in place; the function that the network
+        computes stays the same.
+
+        Returns:
+            What was cut; False where that is nothing.
+
+        Raises:
+            CallOrderError: the penalty was not part of the loss, or `backward` was not called.
+            UsageError: the optimizer lacks the formats. NonFiniteError: a weight is NaN or infinite.
+        """
+        self._check_call(optimizer)
+        self._priced = self._backpropagated = False
+        self._steps += 1
+        with torch.no_grad():
+            for tensor in self.compressed:
+                tensor.quantizer.bits.clamp_(0.0, MAX_BITS)
+        plan = None
+        if self.check_every and self._steps % self.check_every == 0:
+            plan = self._look(optimizer)
+        if self.rate == "code-length" and (plan or self._steps % self.refresh_every == 0):
+            self._refresh()
+        report = StepReport(self._steps, plan)
+        if report:
+            self.history.append(report)
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a new process needs to go on, the network included: tensors, numbers, strings, and dicts of them.
+
+        Safe for `torch.load(..., weights_only=True)`.
+        """
+        return {
+            "version": STATE_VERSION,
+            "config": self._config(),
+            "model": self.model.state_dict(),
+            "kept": self._kept.to_dict(),
+            "steps": self._steps,
+            "gamma": self.gamma,
+            "suspects": self._suspects.to_dict() if self._suspects else None,
+            "tables": {name: _model_to_dict(table.model) for name, table in self._tables.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make a fresh network, with a new SelfCompressor around it, the one that was saved, as small as it was.
+
+        The optimizer's state is loaded after this, with its own `load_state_dict`.
+
+        Raises:
+            CheckpointError: not such a state, or one of another network or with other options; nothing is changed then.
+        """
+        self._check_state(state)
+        kept = Kept.from_dict(state["kept"])
+        resize(self.model, self.axes, kept)
+        self._kept = kept
+        self.model.load_state_dict(state["model"])
+        self._steps, self.gamma = state["steps"], state["gamma"]
+        self._suspects = Plan.from_dict(state["suspects"]) if state["suspects"] else None
+        self._priced = self._backpropagated = False
+        self._find_inputs()
+        self._measure_fixed()
+        self._set_tables({name: _model_from_dict(values) for name, values in state["tables"].items()})
+
+    def _config(self) -> dict[str, Any]:
+        quantizers = {
+            c.name: [*c.quantizer.original_shape, c.quantizer.grid, c.quantizer.resolution or 0]
+            for c in self.compressed
+        }
+        return {"rate": self.rate, "coupled": self.coupled, "quantizers": quantizers}
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"state: expected one made by `SelfCompressor.state_dict()`, version {STATE_VERSION}, found "
+                + (f"version {state.get('version')}" if isinstance(state, dict) else f"a `{type(state).__name__}`")
+            )
+        ours, theirs = self._config(), state["config"]
+        for key in ("rate", "coupled"):
+            if ours[key] != theirs[key]:
+                raise CheckpointError(
+                    f"{key}: `{theirs[key]}` in the checkpoint, `{ours[key]}` here\n"
+                    "hint: make the SelfCompressor with the options it was saved with"
+                )
+        for name in ours["quantizers"].keys() | theirs["quantizers"].keys():
+            found, expected = ours["quantizers"].get(name, "nothing"), theirs["quantizers"].get(name, "nothing")
+            if found != expected:
+                raise CheckpointError(
+                    f"`{name}`: {expected} in the checkpoint, {found} here\n"
+                    "hint: build the network with the code and the options it was saved with"
+                )
+
+    def _check_call(self, optimizer: Optimizer) -> None:
+        if not self._priced:
+            raise CallOrderError(
+                "step: `penalty()` has not been called since the last step\n"
+                "hint: `loss = task_loss + compressor.penalty()`, then `loss.backward()`, `optimizer.step()` and "
+                "`compressor.step(optimizer)`"
+            )
+        if not self._backpropagated and self.gamma > 0:
+            raise CallOrderError(
+                "step: the penalty took no part in `backward()`\n"
+                "hint: add `compressor.penalty()` to the loss before `loss.backward()`"
+            )
+        if id(optimizer) in self._checked_optimizers:
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for tensor in self.compressed:
+            for what, parameter in (
+                ("weight", tensor.original),
+                ("bit depths", tensor.quantizer.bits),
+                ("exponents", tensor.quantizer.exponent),
+            ):
+                if parameter.requires_grad and id(parameter) not in held:
+                    raise UsageError(
+                        f"optimizer: lacks the {what} of `{tensor.name}`\n"
+                        "hint: make it after the SelfCompressor, from `compressor.param_groups(lr=...)`"
+                    )
+        self._checked_optimizers.add(id(optimizer))
+
+    def _note_backward(self, grad: Tensor) -> None:
+        self._backpropagated = True
+
+    def _bits(self) -> Tensor:
+        """The size that the loss charges for, in bits."""
+        if self.rate == "bit-depth":
+            return self._nominal_bits()
+        total = torch.as_tensor(self._side_bits + self._fixed_bits, device=self.compressed[0].original.device)
+        for c in self.compressed:
+            q = c.quantizer
+            total = total + code_length(c.rows(), q.bits, q.used_exponent(), q.grid, self._tables[c.name])
+        return total
+
+    def _refresh(self) -> None:
+        """Fit the probability models to the levels as they are now."""
+        models = {}
+        for c in self.compressed:
+            if not bool(torch.isfinite(c.original).all()) or not bool(torch.isfinite(c.quantizer.exponent).all()):
+                raise NonFiniteError(
+                    f"`{c.name}`: NaN or infinity in the weights at step {self._steps}\n"
+                    "hint: lower the learning rate, or go back to the last checkpoint"
+                )
+            models[c.name] = fit(count(c.levels(), c.taps))
+        self._set_tables(models)
+
+    def _set_tables(self, models: dict[str, LevelModel]) -> None:
+        self._tables, self._side_bits = {}, 0.0
+        for c in self.compressed:
+            if c.name not in models:
+                continue
+            model, rows = models[c.name], c.rows()
+            self._tables[c.name] = PriceTable(model, (rows.shape[0], rows.shape[1]), c.taps, rows.detach())
+            self._side_bits += side_bits(model) + _exponent_bits(c, model)
+
+    def _measure_fixed(self) -> None:
+        """What the file holds beside levels and their side information; it changes only with the shapes."""
+        contents = contents_of(self.model)
+        coded = sum(size_bits(r) for r in contents.records if isinstance(r, LevelTensor))
+        self._fixed_bits = 8 * len(write(contents)) - coded
+
+    def _look(self, optimizer: Optimizer) -> Plan | None:
+        """Drive to zero what dead channels still emit; cut those that were dead at the last look, too."""
+        silence_step(self.model, self.axes, self._kept, SILENCE_PER_STEP * self.check_every)
+        dead = find_dead(self.model, self.axes, self._kept)
+        plan = dead & self._suspects if self._suspects else None
+        self._suspects = dead
+        if not plan:
+            return None
+        self._kept = apply_plan(plan, self.model, self.axes, self._kept, optimizer)
+        self._suspects = None
+        self._find_inputs()
+        self._measure_fixed()
+        return plan
+
+    def _nominal_bits(self) -> Tensor:
+        """Eq. 4 or 5 over all weights. Inputs that are dead or gone cost nothing."""
+        total = torch.zeros((), device=self.compressed[0].original.device)
+        for c in self._weights:
+            bits, inputs = c.quantizer.bits, self._inputs.get(c.name)
+            if inputs is None:
+                total = total + bit_depth(bits, c.rows().shape[1])
+                continue
+            feeding = inputs.bits()
+            taps = c.rows().shape[1] // len(feeding)
+            if self.coupled:
+                total = total + coupled_bit_depth(bits, feeding, taps)
+            else:
+                total = total + bit_depth(bits, taps * (feeding.detach() > 0).sum())
+        return total
+
+    def _find_inputs(self) -> None:
+        """Which channels feed which inputs of the compressed weights; it changes with every cut."""
+        quantizers = {c.name: c for c in self._weights}
+        positions = Positions(self.model, self.axes, self._kept)
+        sources: dict[str, list[tuple[Tensor, Tensor, nn.Parameter]]] = {}
+        for c, members in zip(self.axes.classes, self._kept.members, strict=True):
+            for reader in c.having("reads"):
+                for producer in c.having("produces"):
+                    if reader.tensor not in quantizers or producer.tensor not in quantizers:
+                        continue
+                    columns, rows = [], []
+                    for m in members:
+                        mine = positions.now(reader, m)
+                        columns += mine
+                        rows += [positions.now(producer, m)[0]] * len(mine)
+                    bits = quantizers[producer.tensor].quantizer.bits
+                    entry = (torch.tensor(columns), torch.tensor(rows), bits)
+                    sources.setdefault(reader.tensor, []).append(entry)
+        self._inputs = {name: _Inputs(entries) for name, entries in sources.items()}
+
+
+class _Inputs:
+    """The channels that feed the inputs of a weight: (input positions, producer rows, producer bits) of each."""
+
+    def __init__(self, sources: list[tuple[Tensor, Tensor, nn.Parameter]]) -> None:
+        self.sources = sources
+        self.length = 1 + max(int(columns.max()) for columns, _, _ in sources)
+
+    def bits(self) -> Tensor:
+        """(inputs,) bit depth of the channel that feeds each input; of several, as in a residual sum, the largest."""
+        result = self.sources[0][2].new_zeros(self.length)
+        for columns, rows, bits in self.sources:
+            here = torch.zeros_like(result).index_copy(0, columns.to(bits.device), bits[rows.to(bits.device)])
+            result = torch.maximum(result, here)
+        return result
+
+
+def _exponent_bits(tensor: Compressed, model: LevelModel) -> float:
+    """Bits of the exponents of a tensor in the file: one for every living row."""
+    if not model.top:
+        return 0.0
+    used = tensor.quantizer.used_exponent().detach() * (tensor.quantizer.resolution or 1)
+    values = used.round().cpu().numpy().astype(np.int64)[model.alive_rows]
+    return integers_bits(values, int(values.min()), int(values.max()))
+
+
+def _model_to_dict(model: LevelModel) -> dict[str, Any]:
+    lists = {"rows": model.rows, "columns": model.columns, "taps": model.taps}
+    masks = {"alive_rows": model.alive_rows, "alive_columns": model.alive_columns}
+    tensors = {k: None if v is None else torch.from_numpy(v.copy()) for k, v in (lists | masks).items()}
+    return {"offset": model.offset, "decay": model.decay, "top": model.top, **tensors}
+
+
+def _model_from_dict(values: dict[str, Any]) -> LevelModel:
+    plain: dict[str, Any] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
+    return LevelModel(**plain)

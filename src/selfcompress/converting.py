@@ -1,0 +1,198 @@
+"""Float model -> self-compressing model, in place, and back.
+
+`convert` attaches a `ChannelQuantizer` to every weight that can be compressed, with `torch.nn.utils.parametrize`:
+layers keep their class, `layer.weight` is the quantised weight, and the real one that the optimizer trains moves to
+`layer.parametrizations.weight.original`. What is left in float is listed with the reason.
+
+`restore` takes the quantizers off again and leaves the quantised values: a plain network that computes the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .errors import UsageError
+from .quantizer import ChannelQuantizer, Grid
+
+_Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
+_WEIGHTED = (*_Convolutions, nn.Linear, nn.Embedding)
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A tensor that has learned formats."""
+
+    name: str
+    """Qualified name in the unconverted model, such as `conv1.weight`."""
+    module: nn.Module
+    tensor_name: str
+    quantizer: ChannelQuantizer
+
+    @property
+    def original(self) -> nn.Parameter:
+        """The real-valued parameter that the optimizer trains."""
+        parametrization = cast(nn.Module, self.module.parametrizations)[self.tensor_name]  # type: ignore[index]
+        return cast(nn.Parameter, parametrization.original)
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions of the weight: the product of its axes from the third on."""
+        return 1 if self.quantizer.axis is None else int(self.original[0, 0].numel())
+
+    def rows(self) -> Tensor:
+        """(C, n) the real weights, one output channel per row."""
+        return self.quantizer.rows(self.original)
+
+    def levels(self) -> Tensor:
+        """(C, n) the integer levels, as a float tensor without gradient."""
+        return self.quantizer.levels(self.original)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A parameter that stays in float, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Format:
+    """How tensors are quantised."""
+
+    grid: Grid
+    initial_bits: float
+    resolution: int | None
+    """Exponents are rounded to multiples of 1/resolution octaves; None leaves them as they are."""
+    biases: bool
+    """Whether biases get a format too: one for each vector."""
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """(qualified name, module, tensor name, parameter) of every parameter, shared ones under each of their names."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            yield f"{prefix}.{name}" if prefix else name, module, name, parameter
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter is meant by one of these names: its own or that of a module around it."""
+    return any(name == p or name.startswith(f"{p}.") for p in patterns)
+
+
+def _check_names(names: Sequence[str], model: nn.Module, option: str) -> None:
+    known = [name for name, *_ in _named(model)]
+    for name in names:
+        if not any(_matches(k, [name]) for k in known):
+            raise UsageError(
+                f"{option}: `{name}` names no parameter and no module with parameters\n"
+                f"hint: names are those of `model.named_parameters()`, such as `{known[0] if known else ''}`"
+            )
+
+
+def _axis_of(module: nn.Module, name: str, parameter: nn.Parameter, included: bool) -> tuple[int | None, int] | str:
+    """(channel axis, groups of the rows) of a compressible parameter, or the reason why it is left alone."""
+    if isinstance(module, _WEIGHTED) and name == "weight":
+        if isinstance(module, _Transposed):
+            return 1, module.groups
+        return (1 if isinstance(module, nn.Embedding) else 0), 1
+    if included:
+        return (0 if parameter.ndim > 1 else None), 1
+    if parameter.ndim < 2:
+        return "a vector"
+    return f"a parameter of `{type(module).__name__}`, which has no output axis known here; name it in `include`"
+
+
+def convert(
+    model: nn.Module, form: Format, *, include: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[tuple[Compressed, ...], tuple[Left, ...]]:
+    """Attach quantizers to `model`, in place.
+
+    Args:
+        model: any module; its Conv, ConvTranspose, Linear and Embedding weights are taken.
+        form: grid, initial bits and so on.
+        include: names of further parameters (their first axis is taken for the output channels).
+        skip: names of parameters or modules to leave alone.
+
+    Returns:
+        What was converted, and what was left in float with the reason, both in the order of the model.
+
+    Raises:
+        UsageError: nothing can be compressed, the model is converted already, a name is unknown.
+    """
+    if any(isinstance(module, ChannelQuantizer) for module in model.modules()):
+        raise UsageError(
+            "model: has quantizers already\n"
+            "hint: make one SelfCompressor per model; `sc.restore(model)` takes the quantizers off"
+        )
+    _check_names(skip, model, "skip")
+    _check_names(include, model, "include")
+    owners: dict[int, list[str]] = {}
+    for name, _, _, parameter in _named(model):
+        owners.setdefault(id(parameter), []).append(name)
+    compressed: list[Compressed] = []
+    left: list[Left] = []
+    for name, module, tensor_name, parameter in list(_named(model)):
+        shared = owners[id(parameter)]
+        is_bias = form.biases and tensor_name == "bias" and isinstance(module, _WEIGHTED)
+        place = (None, 1) if is_bias else _axis_of(module, tensor_name, parameter, _matches(name, include))
+        if _matches(name, skip):
+            left.append(Left(name, "skipped by name"))
+        elif isinstance(place, str):
+            left.append(Left(name, place))
+        elif len(shared) > 1:
+            left.append(Left(name, f"shared: {', '.join(f'`{s}`' for s in shared)}"))
+        elif not parameter.is_floating_point() or parameter.numel() == 0:
+            left.append(Left(name, "empty or not of floating point"))
+        else:
+            quantizer = ChannelQuantizer(
+                parameter,
+                axis=place[0],
+                groups=place[1],
+                grid=form.grid,
+                initial_bits=form.initial_bits,
+                resolution=form.resolution,
+            )
+            parametrize.register_parametrization(module, tensor_name, quantizer)
+            compressed.append(Compressed(name, module, tensor_name, quantizer))
+    if not any(c.quantizer.axis is not None for c in compressed):
+        restore(model)
+        reasons = "".join(f"\n  `{item.name}`: {item.reason}" for item in left) or "\n  it has no parameters"
+        raise UsageError(
+            "model: expected at least one Conv, ConvTranspose, Linear or Embedding layer to compress, found none"
+            f"{reasons}\nhint: name parameters to compress with `include=[...]`"
+        )
+    return tuple(compressed), tuple(left)
+
+
+def compressed_tensors(model: nn.Module) -> tuple[Compressed, ...]:
+    """The tensors of a converted model that have learned formats, in the order of the model."""
+    found = []
+    for prefix, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        parametrizations = cast(nn.ModuleDict, module.parametrizations)
+        for tensor_name, chain in parametrizations.items():
+            for quantizer in cast(nn.ModuleList, chain):
+                if isinstance(quantizer, ChannelQuantizer):
+                    name = f"{prefix}.{tensor_name}" if prefix else tensor_name
+                    found.append(Compressed(name, module, tensor_name, quantizer))
+    return tuple(found)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Take all quantizers off `model`, in place, and leave the quantised values; returns it."""
+    for tensor in compressed_tensors(model):
+        with torch.no_grad():
+            parametrize.remove_parametrizations(tensor.module, tensor.tensor_name, leave_parametrized=True)
+    return model
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter or buffer of a converted model has in the unconverted one, or itself."""
+    return name.replace("parametrizations.", "").removesuffix(".original")

@@ -1,0 +1,351 @@
+"""Model -> file, file -> model.
+
+`save` writes the levels and formats of a converted network, and everything else it needs in evaluation mode: float
+parameters and buffers as float16 where they fit, batch norms folded into one scale and one shift per channel (their
+statistics are not needed any more, and the layer keeps its place, so nothing else changes).
+
+`load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
+comes back is plain PyTorch: no quantizers, no trace of this package. Nothing is changed before everything has been
+checked.
+
+Evaluation of the loaded network is what counts: the numbers in the file are the numbers it computes with.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .container import (
+    Contents,
+    LevelTensor,
+    NormTensor,
+    RawTensor,
+    Record,
+    matrix_shape,
+    read,
+    read_file,
+    size_bits,
+    write,
+    write_file,
+)
+from .converting import Compressed, compressed_tensors
+from .errors import FormatError, NonFiniteError, UsageError
+from .quantizer import ChannelQuantizer, from_rows
+from .rate import count, fit
+from .shrinking import sync_sizes
+
+Model = TypeVar("Model", bound=nn.Module)
+
+FREE_RESOLUTION = 64
+"""Exponents that training left unrounded are stored in steps of 1/64 octave, which is 1.1 % of a step."""
+_Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """What one record of a file holds."""
+
+    name: str
+    kind: str
+    """`levels`, `norm` or the type of the stored numbers."""
+    shape_before: tuple[int, ...]
+    """Shape before anything was removed; for tensors that are stored as they are, the shape now."""
+    shape_after: tuple[int, ...]
+    channels_before: int
+    channels_after: int
+    nonzero: int
+    """Weights that are not zero."""
+    bits_per_weight: float
+    """Bits in the file over the weights that are left."""
+    size_bytes: float
+    """Share of the file, as a fraction of bytes: tensors are coded in one stream."""
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What a `.scn` file holds, part by part; the parts and `overhead_bytes` sum to `size_bytes`."""
+
+    size_bytes: int
+    metadata: str
+    tensors: tuple[TensorSummary, ...]
+    overhead_bytes: float
+    """Names, shapes, model parameters, checksum and the stream's last word."""
+
+
+def _folds(module: nn.Module) -> bool:
+    return isinstance(module, _Norm) and module.affine and module.running_mean is not None
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(record name, module, tensor name) of all that a file holds, in the order of the model.
+
+    A folded norm has no tensor name. Tensors under several names are listed under the first.
+    """
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, ChannelQuantizer) or _is_quantizing(module):
+            continue
+        dot = f"{prefix}." if prefix else ""
+        if _folds(module):
+            yield prefix, module, ""
+            continue
+        quantized = {c.tensor_name for c in compressed_tensors(module) if c.module is module}
+        state = [*module._parameters, *module._buffers]
+        ordered = [n for n in ("weight", "bias") if n in quantized or n in state]
+        ordered += [n for n in (*quantized, *state) if n not in ordered]
+        for name in ordered:
+            if name in quantized:
+                yield dot + name, module, name
+                continue
+            tensor = getattr(module, name)
+            if tensor is None or id(tensor) in seen or name in module._non_persistent_buffers_set:
+                continue
+            seen.add(id(tensor))
+            yield dot + name, module, name
+
+
+def _is_quantizing(module: nn.Module) -> bool:
+    """Whether a module is the list of parametrizations that holds one of our quantizers."""
+    return any(isinstance(child, ChannelQuantizer) for child in module.children())
+
+
+def _floats(values: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """A tensor as numpy: floats in half precision where that loses at most 2^-11 of the largest, else in single."""
+    if not values.is_floating_point():
+        return values.detach().cpu().numpy()
+    single = values.detach().cpu().to(torch.float32)
+    top = single.abs().amax() if single.numel() else torch.zeros(())
+    fits = not bool(torch.isfinite(top)) or bool(top == 0) or 2.0**-14 <= float(top) < 65520
+    return single.to(torch.float16 if fits else torch.float32).numpy()
+
+
+def _level_tensor(tensor: Compressed) -> LevelTensor:
+    quantizer = tensor.quantizer
+    levels = tensor.levels()
+    formats = (quantizer.bits, quantizer.exponent)
+    if not all(bool(torch.isfinite(values).all()) for values in (levels.sum(), *formats)):
+        raise NonFiniteError(f"`{tensor.name}`: expected finite weights and formats, found NaN or infinity")
+    model = fit(count(levels, tensor.taps))
+    resolution = quantizer.resolution or FREE_RESOLUTION
+    exponents = (quantizer.used_exponent().detach().double() * resolution).round().cpu().numpy().astype(np.int64)
+    groups = tensor.module.groups if isinstance(tensor.module, _Convolution) else 1
+    shape = tuple(tensor.original.shape)
+    return LevelTensor(
+        name=tensor.name,
+        original_shape=quantizer.original_shape,
+        shape=shape,
+        axis=quantizer.axis,
+        groups=groups,
+        transposed=quantizer.groups > 1,
+        resolution=resolution if model.top else 1,
+        exponents=exponents[model.alive_rows],
+        model=model,
+        levels=levels.cpu().numpy().astype(np.int16).reshape(matrix_shape(shape, quantizer.axis, quantizer.groups)),
+    )
+
+
+def _norm_tensor(name: str, norm: nn.BatchNorm2d) -> NormTensor:
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    shift = norm.bias.detach().double() - norm.running_mean.double() * scale
+    both = _floats(torch.stack([scale, shift]))
+    return NormTensor(name, both[0], both[1])
+
+
+def contents_of(model: nn.Module, metadata: str = "") -> Contents:
+    """All that a file of this converted network holds. Raises `UsageError` if it has no quantizers."""
+    tensors = {c.name: c for c in compressed_tensors(model)}
+    if not tensors:
+        raise UsageError(
+            "model: expected a network with learned formats, found none\n"
+            "hint: make a `SelfCompressor(model, ...)` before training; a loaded network cannot be saved again"
+        )
+    records: list[Record] = []
+    with torch.no_grad():
+        for name, module, tensor_name in _places(model):
+            if not tensor_name:
+                records.append(_norm_tensor(name, cast(nn.BatchNorm2d, module)))
+            elif name in tensors:
+                records.append(_level_tensor(tensors[name]))
+            else:
+                records.append(RawTensor(name, _floats(getattr(module, tensor_name))))
+    return Contents(tuple(records), metadata)
+
+
+def pack(model: nn.Module, metadata: str = "") -> bytes:
+    """The bytes of the file that `save` writes."""
+    return write(contents_of(model, metadata))
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], metadata: str = "") -> int:
+    """Write a self-compressing network to a `.scn` file.
+
+    Args:
+        model: a network to which a `SelfCompressor` has been attached; it is not changed.
+        path: where to; written all or nothing.
+        metadata: free text that `inspect` shows; its bytes count.
+
+    Returns:
+        Size of the file in bytes.
+
+    Raises:
+        UsageError: the network has no quantizers. OutputError: the place cannot be written.
+    """
+    data = pack(model, metadata)
+    write_file(path, data)
+    return len(data)
+
+
+def load(path: str | os.PathLike[str], *, into: Model) -> Model:
+    """Read a `.scn` file into a freshly built network of the same architecture, which is made small, in place.
+
+    Args:
+        path: the file.
+        into: the network as its code builds it, before any compression.
+
+    Returns:
+        `into`, now a plain small network in evaluation mode whose weights are those of the file.
+
+    Raises:
+        FormatError: the file is damaged or foreign, or made for another network; `into` is unchanged then.
+    """
+    data = read_file(path)
+    try:
+        return unpack(data, into)
+    except FormatError as error:
+        raise FormatError(f"`{path}`: {error}") from None
+
+
+def unpack(data: bytes, into: Model) -> Model:
+    """Read the bytes of a `.scn` file into a freshly built network; see `load`."""
+    if compressed_tensors(into):
+        raise UsageError("into: expected a plain network, found one with quantizers\nhint: build a new one")
+    records = {record.name: record for record in read(data).records}
+    places = {name: (module, tensor) for name, module, tensor in _places(into)}
+    missing, foreign = [n for n in places if n not in records], [n for n in records if n not in places]
+    if missing or foreign:
+        raise FormatError(
+            "the file was made for another network: "
+            + "; ".join(
+                f"{what} {', '.join(f'`{n}`' for n in names[:5])}{' …' if len(names) > 5 else ''}"
+                for what, names in (("it lacks", missing), ("the network has no", foreign))
+                if names
+            )
+            + "\nhint: build the network with the code and the options it was trained with"
+        )
+    values = {name: _values(record, *places[name]) for name, record in records.items()}
+    with torch.no_grad():
+        for name, record in records.items():
+            module, tensor_name = places[name]
+            if isinstance(record, NormTensor):
+                _set_norm(cast(nn.BatchNorm2d, module), *values[name])
+            else:
+                _set(module, tensor_name, values[name][0])
+            sync_sizes(module)
+    return into.eval()
+
+
+def _values(record: Record, module: nn.Module, tensor_name: str) -> tuple[Tensor, ...]:
+    """The tensors of a record, checked against their place in the network."""
+    if isinstance(record, NormTensor):
+        if tensor_name:
+            raise _mismatch(record.name, "a normalisation layer", f"a `{type(module).__name__}`")
+        _check_fits(record.name, record.scale.shape, cast(Tensor, module.weight), record.scale.shape)
+        return torch.from_numpy(record.scale), torch.from_numpy(record.shift)
+    if not tensor_name:
+        raise _mismatch(record.name, "a tensor", f"a `{type(module).__name__}`")
+    place = getattr(module, tensor_name)
+    if isinstance(record, RawTensor):
+        _check_fits(record.name, record.values.shape, place, record.values.shape)
+        return (torch.from_numpy(record.values),)
+    _check_fits(record.name, record.shape, place, record.original_shape)
+    if tuple(place.shape) != record.original_shape:
+        raise _mismatch(record.name, f"shape {record.original_shape}", f"shape {tuple(place.shape)}")
+    model = record.model
+    steps: NDArray[Any] = np.zeros(len(model.alive_rows), np.float64 if place.dtype == torch.float64 else np.float32)
+    steps[model.alive_rows] = np.exp2(record.exponents / record.resolution)
+    rows: NDArray[Any] = record.levels.reshape(len(steps), math.prod(record.matrix[1:])) * steps[:, None]
+    groups = record.groups if record.transposed else 1
+    return (from_rows(torch.from_numpy(rows), record.shape, record.axis, groups),)
+
+
+def _mismatch(name: str, in_file: str, in_network: str) -> FormatError:
+    return FormatError(
+        f"`{name}`: {in_file} in the file, {in_network} in the network"
+        "\nhint: build the network with the code and the options it was trained with"
+    )
+
+
+def _check_fits(name: str, shape: tuple[int, ...], place: Tensor, original: tuple[int, ...]) -> None:
+    """A tensor may be smaller than its place in the network, never larger or of other rank."""
+    same_rank = len(shape) == place.ndim
+    if not same_rank or any(now > room for now, room in zip(shape, place.shape, strict=True)):
+        raise _mismatch(name, f"shape {tuple(original)}", f"shape {tuple(place.shape)}")
+
+
+def _set(module: nn.Module, name: str, values: Tensor) -> None:
+    """Give a parameter or buffer new values, of whatever size; the Parameter object stays the same."""
+    place = getattr(module, name)
+    place.data = values.to(device=place.device, dtype=place.dtype).contiguous()
+
+
+def _set_norm(norm: nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> None:
+    """Make a norm layer compute scale · x + shift in evaluation mode."""
+    _set(norm, "weight", scale)
+    _set(norm, "bias", shift)
+    _set(norm, "running_mean", torch.zeros(len(scale)))
+    _set(norm, "running_var", torch.full((len(scale),), 1.0 - norm.eps))
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.zero_()
+
+
+def inspect(path: str | os.PathLike[str]) -> FileSummary:
+    """What a `.scn` file holds, tensor by tensor. Raises `FormatError`; needs no network."""
+    data = read_file(path)
+    try:
+        contents = read(data)
+    except FormatError as error:
+        raise FormatError(f"`{path}`: {error}") from None
+    tensors = tuple(_summary(record) for record in contents.records)
+    return FileSummary(len(data), contents.metadata, tensors, len(data) - sum(t.size_bytes for t in tensors))
+
+
+def _summary(record: Record) -> TensorSummary:
+    if isinstance(record, LevelTensor):
+        bits = size_bits(record)
+        weights = record.levels.size
+        before = matrix_shape(record.original_shape, record.axis, 1)[0] if record.axis is not None else 1
+        return TensorSummary(
+            name=record.name,
+            kind="levels",
+            shape_before=record.original_shape,
+            shape_after=record.shape,
+            channels_before=before if record.axis is not None else int(np.prod(record.original_shape)),
+            channels_after=record.shape[record.axis] if record.axis is not None else int(np.prod(record.shape)),
+            nonzero=int(np.count_nonzero(record.levels)),
+            bits_per_weight=bits / weights if weights else 0.0,
+            size_bytes=bits / 8,
+        )
+    values = np.stack([record.scale, record.shift]) if isinstance(record, NormTensor) else record.values
+    channels = values.shape[-1] if isinstance(record, NormTensor) else (values.shape[0] if values.ndim else 1)
+    return TensorSummary(
+        name=record.name,
+        kind="norm" if isinstance(record, NormTensor) else str(values.dtype),
+        shape_before=values.shape,
+        shape_after=values.shape,
+        channels_before=channels,
+        channels_after=channels,
+        nonzero=int(np.count_nonzero(values)),
+        bits_per_weight=8.0 * values.itemsize,
+        size_bytes=float(values.nbytes),
+    )
