@@ -1,0 +1,294 @@
+"""The command `selfcompress`: parses, calls one public function, prints.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 2 for anything the user can mend (one message,
+no traceback), 130 for a run that was stopped and can be resumed.
+"""
+
+import functools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import torch
+import typer
+
+from . import __version__
+from .errors import SelfcompressError, UsageError
+from .packing import inspect as inspect_file
+from .recipes.datasets import DATASETS, load_dataset
+from .recipes.networks import NETWORKS
+from .recipes.recipe import Recipe, default_recipe, parse_label
+from .recipes.training import (
+    CHECKPOINT,
+    EVALUATION_BATCH,
+    Interrupted,
+    Result,
+    build_for,
+    find_device,
+    read_recipe,
+    train,
+    train_float,
+)
+from .reporting import EpochRecord, ProgressReporter, comparison_table, file_table, plot_run, print_tables
+from .scoring import file_bytes, score_file
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="selfcompress",
+    help="Train neural networks that shrink while they train, and read the small files they become.",
+    epilog="Start with: selfcompress train",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without unicode gets `?`, not a traceback
+            stream.reconfigure(errors="replace")
+    app()
+
+
+def _tell_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn our errors into a message on stderr and exit code 2, and Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except SelfcompressError as error:
+            typer.echo(f"selfcompress: {error}", err=True)
+            raise typer.Exit(2) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            typer.echo(f"selfcompress: out of memory: {str(error).splitlines()[0]}", err=True)
+            typer.echo("hint: use a smaller `--batch-size` or `--width`; finished epochs are kept", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            typer.echo("selfcompress: stopped", err=True)
+            raise typer.Exit(130) from stop
+
+    return wrapped
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for a full GPU, but not for a full machine."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"selfcompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+WHAT, HOW, WHERE = "What to train", "How to train", "Where"
+
+
+@app.command("train")
+@_tell_errors
+def train_command(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Data set: {', '.join(DATASETS)}. [default: digits, which needs no files]", rich_help_panel=WHAT
+        ),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]", rich_help_panel=WHAT),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Channels of the network's first stage, where it has that option.", rich_help_panel=WHAT),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(help="Weight of the size in the loss: more makes the file smaller.", rich_help_panel=HOW),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="How the loss counts bits: code-length (what the file will take) or bit-depth (as published).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Levels of a weight: symmetric or eq1. [default: the rate's own]", rich_help_panel=HOW),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", rich_help_panel=HOW)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.", rich_help_panel=HOW)] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.", rich_help_panel=HOW)] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Vary the training examples: move, mirror.", rich_help_panel=HOW),
+    ] = None,
+    validation: Annotated[
+        int | None,
+        typer.Option(
+            help="Hold out this many training examples and score on them; the test set is not looked at.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Start of all randomness.", rich_help_panel=HOW)] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Train the float network as well, and compare.", rich_help_panel=HOW)
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: cpu]", rich_help_panel=WHERE)
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SELFCOMPRESS_DATA",
+            help="Folder that holds the data sets.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. [default: runs/DATA-NETWORK]", rich_help_panel=WHERE)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder of --out.", rich_help_panel=WHERE)
+    ] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot/--no-plot", help="Draw accuracy and bytes into run.png.", rich_help_panel=WHERE)
+    ] = True,
+) -> None:
+    """Train a network that shrinks, and write it as net.scn.
+
+    Options that are not given take the settings found for that data set and network; a resumed run keeps its own.
+    Ctrl-C stops a run so that --resume can go on with it.
+    """
+    options: dict[str, Any] = {
+        "width": width,
+        "gamma": gamma,
+        "rate": rate,
+        "grid": grid,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "augment": augment,
+        "validation": validation,
+        "seed": seed,
+        "device": device,
+        "data_dir": None if data_dir is None else str(data_dir),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume:
+        if out is None:
+            raise UsageError("`--resume`: expected `--out` with the folder of the run\nhint: add `--out FOLDER`")
+        named = {"dataset": data, "network": network}
+        given |= {name: value for name, value in named.items() if value is not None}
+        recipe = replace(read_recipe(out), **given)
+    else:
+        recipe = replace(default_recipe(data or "digits", network), **given)
+    folder = out or Path("runs") / recipe.label.replace(" ", "-").replace(":", "-")
+    _run_training(recipe, folder, baseline=baseline, resume=resume, plot=plot)
+
+
+def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool, plot: bool) -> None:
+    try:
+        results = [_follow(train, f"{recipe.label}, gamma {recipe.gamma:g}", recipe, folder, resume=resume, plot=plot)]
+        if baseline:
+            float_folder = folder / "float"
+            started = resume and (float_folder / CHECKPOINT).exists()
+            title = f"{recipe.label}, float"
+            results.insert(0, _follow(train_float, title, recipe, float_folder, resume=started, plot=False))
+    except Interrupted as stop:
+        typer.echo(f"selfcompress: {stop}", err=True)
+        option = " --baseline" if baseline else ""
+        typer.echo(f"hint: go on with `selfcompress train --out {shlex.quote(str(folder))} --resume{option}`", err=True)
+        raise typer.Exit(130) from stop
+    print_tables(sys.stdout, comparison_table([result.summary for result in results]))
+    summary = results[-1].summary
+    typer.echo(f"float = {summary.float_bytes:,} bytes: every number of the network as 4 raw bytes, no header")
+    typer.echo(f"scored on the {results[-1].scored_on} set; everything is in {folder}{os.sep}")
+
+
+def _follow(
+    run: Callable[..., Result], title: str, recipe: Recipe, folder: Path, *, resume: bool, plot: bool
+) -> Result:
+    """Do one run with progress on stderr, and draw it."""
+    records: list[EpochRecord] = []
+    with ProgressReporter(
+        f"{title}, seed {recipe.seed}, {recipe.device}: {folder}", recipe.epochs, sys.stderr
+    ) as reporter:
+
+        def on_epoch(record: EpochRecord) -> None:
+            records.append(record)
+            reporter.on_epoch(record)
+
+        result = run(recipe, folder, resume=resume, on_epoch=on_epoch, on_step=reporter.on_step)
+    if plot:
+        plot_run(records, folder / "run.png", recipe.label)
+    return result
+
+
+@app.command("eval")
+@_tell_errors
+def eval_command(
+    file: Annotated[Path, typer.Argument(help="A .scn file.")],
+    data: Annotated[str | None, typer.Option(help="Data set. [default: the one the file names]")] = None,
+    network: Annotated[str | None, typer.Option(help="Network. [default: the one the file names]")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the network. [default: the one the file names]")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="SELFCOMPRESS_DATA", help="Folder that holds the data sets.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Load a .scn file into a fresh network and measure its accuracy on the test set."""
+    label = inspect_file(file).metadata
+    if data is None or network is None:
+        named = parse_label(label)
+        data, network, width = data or named[0], network or named[1], width or named[2]
+    target = find_device(device)
+    dataset = load_dataset(data, data_dir)
+    model = build_for(dataset, network, width).to(target)
+    score = score_file(file, model, dataset.test_batches(EVALUATION_BATCH, device=target))
+    size = file_bytes(file)
+    if as_json:
+        values = {"file": str(file), "dataset": data, "network": network, "width": width, "size_bytes": size}
+        typer.echo(json.dumps(values | asdict(score) | {"accuracy": score.accuracy, "error": score.error}))
+        return
+    typer.echo(f"{file}: {data} {network}, {size:,} bytes")
+    typer.echo(f"accuracy {100 * score.accuracy:.2f} % ({score.correct:,} of {score.total:,} right on the test set)")
+    typer.echo(f"loss     {score.loss:.4f} nats, {score.bits_per_prediction:.4f} bits per prediction")
+
+
+@app.command("inspect")
+@_tell_errors
+def inspect_command(
+    file: Annotated[Path, typer.Argument(help="A .scn file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a .scn file holds: its tensors before and after, bits per weight, bytes and their share."""
+    summary = inspect_file(file)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary)))
+        return
+    print_tables(sys.stdout, file_table(summary))
+    name = f", {summary.metadata}" if summary.metadata else ""
+    typer.echo(f"{file}: {summary.size_bytes:,} bytes{name}")

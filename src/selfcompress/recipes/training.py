@@ -1,0 +1,486 @@
+"""The training loop of the command line: a recipe and a folder in, a folder with a small file and its record out.
+
+The folder of a run holds `metrics.jsonl` (a line per epoch), `checkpoint.pt` (the last finished epoch, replaced
+atomically), and at the end `net.scn` and `result.json`. What is reported was measured on the file, loaded into a fresh
+network.
+
+A run that is stopped goes on bit for bit: the order of the examples follows from (seed, epoch), the state of the random
+number generators is in the checkpoint, and the network is shrunk to its checkpoint's shape before the optimizer is
+made. On CUDA, some of torch's own kernels add up in varying order; there the promise is that of torch.
+
+`train_float` is the same loop without compression, for comparison. Left out: several devices, early stopping.
+"""
+
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compressor import SelfCompressor
+from ..container import write_file
+from ..errors import CheckpointError, NonFiniteError, OutputError, UsageError
+from ..packing import save
+from ..reporting import EpochRecord, RunSummary
+from ..scoring import (
+    Score,
+    Stopwatch,
+    count_living,
+    cross_entropy,
+    describe_machine,
+    describe_versions,
+    file_bytes,
+    load_float,
+    save_float,
+    score_file,
+    score_model,
+)
+from .datasets import Dataset, load_dataset
+from .networks import build_network
+from .recipe import Recipe
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+FILE = "net.scn"
+FLOAT_FILE = "net.f32"
+CHECKPOINT_VERSION = 1
+EVALUATION_BATCH = 250
+
+OnEpoch = Callable[[EpochRecord], None]
+OnStep = Callable[[int, int, int], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by Ctrl-C or SIGTERM; it can go on from `epoch`, its last finished one."""
+
+    def __init__(self, epoch: int, out_dir: Path) -> None:
+        super().__init__(f"stopped; {epoch} epochs are finished and kept in `{out_dir / CHECKPOINT}`")
+        self.epoch = epoch
+        self.out_dir = out_dir
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its recipe, what came out, and on what it ran. `result.json` holds the same."""
+
+    recipe: Recipe
+    summary: RunSummary
+    score: Score
+    """Of the file loaded into a fresh network."""
+    trained_score: Score
+    """Of the network that was trained, before it was written. The file is that network, so the two agree."""
+    scored_on: str
+    """`test`, or `validation` if the recipe holds examples out."""
+    size_share: float | None
+    """Bytes that the loss expected, over bytes of the file; None for a float network."""
+    machine: dict[str, str]
+    versions: dict[str, str]
+
+
+def train(
+    recipe: Recipe,
+    out_dir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Train and compress a network, and write its file.
+
+    Args:
+        recipe: what to train. When resuming it must equal the run's own, up to device and data folder.
+        out_dir: folder of the run; made if it is missing.
+        resume: go on with the run that is there.
+        on_epoch: called with the record of every finished epoch, those of a resumed run included.
+        on_step: called with epoch, step and steps per epoch after every step; all count from 1.
+
+    Sets torch's global random seed. Raises `UsageError` if the folder holds a run and `resume` is false, `OutputError`
+    if it cannot be written, `CheckpointError` if its checkpoint does not fit, `NonFiniteError` if the loss is not a
+    number, `DataError` for the data, and `Interrupted` on Ctrl-C or SIGTERM. What was finished before an error is kept.
+    """
+    return _run(recipe, Path(out_dir), compress=True, resume=resume, on_epoch=on_epoch, on_step=on_step)
+
+
+def train_float(
+    recipe: Recipe,
+    out_dir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Train the same network without compression, in the same loop; the file is `net.f32`, its raw 32-bit numbers.
+
+    Arguments and errors are those of `train`; `gamma`, `rate` and `grid` of the recipe have no effect.
+    """
+    return _run(recipe, Path(out_dir), compress=False, resume=resume, on_epoch=on_epoch, on_step=on_step)
+
+
+def read_recipe(out_dir: str | os.PathLike[str]) -> Recipe:
+    """The recipe of the run in `out_dir`. Raises `CheckpointError` if there is none that can be read."""
+    return Recipe.from_dict(_read_checkpoint(Path(out_dir))["recipe"])
+
+
+def build_for(dataset: Dataset, network: str, width: int | None) -> nn.Module:
+    """Build the network that fits a data set."""
+    return build_network(network, input_shape=dataset.input_shape, num_classes=dataset.num_classes, width=width)
+
+
+@dataclass
+class _Job:
+    """A run in progress."""
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    dataset: Dataset
+    model: nn.Module
+    compressor: SelfCompressor | None
+    optimizer: torch.optim.Optimizer
+    base_lrs: list[float]
+    records: list[EpochRecord]
+    float_bytes: int
+
+
+def _run(
+    recipe: Recipe, folder: Path, *, compress: bool, resume: bool, on_epoch: OnEpoch | None, on_step: OnStep | None
+) -> Result:
+    checkpoint = _find_checkpoint(folder, recipe, compress=compress, resume=resume)
+    job = _prepare(recipe, folder, compress, checkpoint)
+    _make_folder(folder)  # now that data and network are known to be there
+    _rewrite_metrics(job)
+    if checkpoint is None:
+        _write_checkpoint(job)
+    if on_epoch is not None:
+        for record in job.records:
+            on_epoch(record)
+    try:
+        with _sigterm_interrupts():
+            for epoch in range(len(job.records) + 1, recipe.epochs + 1):
+                record = _train_epoch(job, epoch, on_step)
+                job.records.append(record)
+                _write_checkpoint(job)
+                _append_metrics(job, record)
+                if on_epoch is not None:
+                    on_epoch(record)
+            return _finish(job)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(len(_read_checkpoint(folder)["records"]), folder) from interrupt
+
+
+def _find_checkpoint(folder: Path, recipe: Recipe, *, compress: bool, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint that is to be resumed, or None for a new run, after a look that there is none in its place."""
+    if resume:
+        checkpoint = _read_checkpoint(folder)
+        _check_same_run(folder, checkpoint, recipe, compress)
+        return checkpoint
+    found = [name for name in (CHECKPOINT, METRICS, RESULT, FILE, FLOAT_FILE) if os.path.exists(folder / name)]
+    if found:
+        raise UsageError(
+            f"`{folder}`: expected a new or empty folder, found a run ({', '.join(found)})\n"
+            "hint: go on with it by `--resume`, or name another folder with `--out`"
+        )
+    return None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"`{folder}`: cannot be made a folder: {error.strerror or error}\nhint: name another folder with `--out`"
+        ) from error
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Any]:
+    path = folder / CHECKPOINT
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"`{path}`: no checkpoint to resume: {error.strerror or error}\n"
+            "hint: name the folder of a started run with `--out`, or leave `--resume` out"
+        ) from error
+    try:
+        # only tensors and plain values: a checkpoint of unknown origin must not run code
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict) or checkpoint["version"] != CHECKPOINT_VERSION:
+            raise ValueError("it is of another version")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"`{path}`: expected a checkpoint of `selfcompress train`, found {len(data)} other bytes: {reason}\n"
+            "hint: start the run anew in another folder"
+        ) from error
+    return checkpoint
+
+
+def _check_same_run(folder: Path, checkpoint: dict[str, Any], recipe: Recipe, compress: bool) -> None:
+    if checkpoint["compress"] != compress:
+        kinds = {True: "compressing", False: "float"}
+        raise CheckpointError(
+            f"`{folder}`: expected a {kinds[compress]} run, found a {kinds[not compress]} one\n"
+            "hint: name another folder with `--out`"
+        )
+    started, wanted = checkpoint["recipe"], recipe.to_dict()
+    for name, value in wanted.items():
+        if name not in ("device", "data_dir") and started.get(name) != value:
+            raise CheckpointError(
+                f"`{folder}`: the run was started with `{name}` = `{started.get(name)}`, not `{value}`\n"
+                "hint: resume with the options it was started with (`--resume` and `--out` are enough), "
+                "or start another run in another folder"
+            )
+
+
+def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str, Any] | None) -> _Job:
+    """Build everything a run needs, in the state of its checkpoint if there is one."""
+    device = find_device(recipe.device)
+    torch.manual_seed(recipe.seed)
+    dataset = load_dataset(recipe.dataset, recipe.data_dir, validation=recipe.validation, shift=recipe.shift).to(device)
+    model = build_for(dataset, recipe.network, recipe.width).to(device)
+    float_bytes = 4 * sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
+    compressor = None
+    if compress:
+        compressor = SelfCompressor(
+            model,
+            example_inputs=dataset.example_inputs(2, device),
+            gamma=recipe.gamma,
+            rate=recipe.rate,
+            grid=recipe.grid,
+        )
+        if checkpoint is not None:
+            compressor.load_state_dict(checkpoint["compressor"])
+        groups = compressor.param_groups(lr=recipe.lr, weight_decay=recipe.weight_decay)
+    else:
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint["model"])
+        groups = _float_groups(model, recipe)
+    optimizer = _make_optimizer(recipe, groups)
+    base_lrs = [group["lr"] for group in optimizer.param_groups]
+    records: list[EpochRecord] = []
+    if checkpoint is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        records = [EpochRecord(**values) for values in checkpoint["records"]]
+        torch.set_rng_state(checkpoint["random"]["cpu"])
+        if device.type == "cuda" and "cuda" in checkpoint["random"]:
+            torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
+    return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes)
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of that name, tried out. Raises `UsageError` if it cannot compute here."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # torch raises RuntimeError, AssertionError and its own kinds here
+        raise UsageError(
+            f"`device`: cannot compute on `{name}`: {str(error).splitlines()[0]}\nhint: use `--device cpu`"
+        ) from error
+    return device
+
+
+def _float_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Weight decay on weights only, as in the compressing run."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "lr": recipe.lr, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "lr": recipe.lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.Adam(groups, lr=recipe.lr)
+
+
+def _train_epoch(job: _Job, epoch: int, on_step: OnStep | None) -> EpochRecord:
+    """Train one epoch (from 1) and score it."""
+    recipe = job.recipe
+    batches = job.dataset.train_batches(
+        recipe.batch_size, seed=recipe.seed, epoch=epoch, device=job.device, augment=recipe.augment
+    )
+    steps = len(batches)
+    job.model.train()
+    total, count = 0.0, 0
+    gamma = 0.0
+    with Stopwatch(job.device) as watch:
+        for step, (inputs, targets) in enumerate(batches, start=1):
+            progress = ((epoch - 1) * steps + step - 1) / (recipe.epochs * steps)
+            gamma = _set_schedules(job, progress)
+            total += _train_step(job, inputs, targets, epoch, step) * len(inputs)
+            count += len(inputs)
+            if on_step is not None:
+                on_step(epoch, step, steps)
+    score = score_model(job.model, job.dataset.test_batches(EVALUATION_BATCH, device=job.device))
+    if not score.loss < float("inf"):  # the last step broke the weights: they must not reach the checkpoint
+        raise _non_finite(job, epoch, steps, f"the loss on the scored examples is {score.loss}")
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=total / count,
+        loss=score.loss,
+        accuracy=score.accuracy,
+        gamma=gamma,
+        lr=recipe.lr * recipe.lr_factor(epoch / recipe.epochs),
+        seconds=watch.seconds,
+        **_sizes(job),
+    )
+
+
+def _set_schedules(job: _Job, progress: float) -> float:
+    """Set learning rates and gamma for the next step; return gamma."""
+    factor = job.recipe.lr_factor(progress)
+    for group, lr in zip(job.optimizer.param_groups, job.base_lrs, strict=True):
+        group["lr"] = lr * factor
+    if job.compressor is None:
+        return 0.0
+    job.compressor.gamma = job.recipe.gamma_at(progress)
+    return job.compressor.gamma
+
+
+def _train_step(job: _Job, inputs: Tensor, targets: Tensor, epoch: int, step: int) -> float:
+    """One step of the optimizer; returns the loss of the task."""
+    task = cross_entropy(job.model(inputs), targets, job.recipe.label_smoothing)
+    loss = task if job.compressor is None else task + job.compressor.penalty()
+    value = float(loss.detach())
+    if value != value or value in (float("inf"), float("-inf")):
+        raise _non_finite(job, epoch, step, f"the loss is {value}")
+    job.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    job.optimizer.step()
+    if job.compressor is not None:
+        job.compressor.step(job.optimizer)
+    return float(task.detach())
+
+
+def _non_finite(job: _Job, epoch: int, step: int, found: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"epoch {epoch}, step {step}: {found}, expected a finite number\n"
+        f"hint: lower `--lr` (now {job.recipe.lr:g}) or `--gamma` (now {job.recipe.gamma:g}) and start in another "
+        f"folder; `{job.folder / CHECKPOINT}` still holds epoch {len(job.records)}"
+    )
+
+
+def _sizes(job: _Job) -> dict[str, Any]:
+    """The part of an `EpochRecord` that says how big the network is now."""
+    if job.compressor is None:
+        counts = count_living(job.model)
+        return {"size_bytes": job.float_bytes, "weights_alive": counts.weights_total, **asdict(counts)}
+    return asdict(job.compressor.size())
+
+
+def _write_checkpoint(job: _Job) -> None:
+    random = {"cpu": torch.get_rng_state()}
+    if job.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(job.device)
+    state: dict[str, Any] = {
+        "version": CHECKPOINT_VERSION,
+        "compress": job.compressor is not None,
+        "recipe": job.recipe.to_dict(),
+        "records": [asdict(record) for record in job.records],
+        "optimizer": job.optimizer.state_dict(),
+        "random": random,
+    }
+    if job.compressor is not None:
+        state["compressor"] = job.compressor.state_dict()
+    else:
+        state["model"] = job.model.state_dict()
+    # by way of memory: torch turns a full disk into an error that cannot be told from others
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_file(job.folder / CHECKPOINT, buffer.getvalue())
+
+
+def _rewrite_metrics(job: _Job) -> None:
+    """Make `metrics.jsonl` say what the checkpoint says: a run may have died between the two."""
+    lines = "".join(record.to_json() + "\n" for record in job.records)
+    write_file(job.folder / METRICS, lines.encode())
+
+
+def _append_metrics(job: _Job, record: EpochRecord) -> None:
+    path = job.folder / METRICS
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+    except OSError as error:
+        raise OutputError(
+            f"`{path}`: cannot be written: {error.strerror or error}\n"
+            "hint: free some space and go on with `--resume`; all finished epochs are kept"
+        ) from error
+
+
+def _finish(job: _Job) -> Result:
+    """Write the file, load it into a fresh network, score that, and write `result.json`."""
+    recipe = job.recipe
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(job.dataset.test_batches(EVALUATION_BATCH, device=job.device))
+
+    trained = score_model(job.model, batches())
+    fresh = build_for(job.dataset, recipe.network, recipe.width).to(job.device)
+    if job.compressor is not None:
+        path = job.folder / FILE
+        save(job.model, path, metadata=recipe.label)
+        score = score_file(path, fresh, batches())
+        penalty_bytes = job.compressor.penalty_bytes()
+    else:
+        path = job.folder / FLOAT_FILE
+        save_float(job.model, path)
+        score = score_model(load_float(path, into=fresh), batches())
+        penalty_bytes = None
+    size = file_bytes(path)
+    sizes = _sizes(job)
+    summary = RunSummary(
+        name="compressed" if job.compressor is not None else "float",
+        file=path.name,
+        file_bytes=size,
+        float_bytes=job.float_bytes,
+        penalty_bytes=penalty_bytes,
+        accuracy=score.accuracy,
+        loss=score.loss,
+        seconds_first=job.records[0].seconds,
+        seconds_last=job.records[-1].seconds,
+        **{name: value for name, value in sizes.items() if name != "size_bytes"},
+    )
+    result = Result(
+        recipe=recipe,
+        summary=summary,
+        score=score,
+        trained_score=trained,
+        scored_on="validation" if recipe.validation else "test",
+        size_share=None if penalty_bytes is None else penalty_bytes / size,
+        machine=describe_machine(job.device),
+        versions=describe_versions(),
+    )
+    write_file(job.folder / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    return result
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Within the block, SIGTERM stops the run as Ctrl-C does. Only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,331 @@
+"""A run in its folder: what it writes, how it stops, and that it goes on as if nothing had happened."""
+
+import errno
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfcompress import scoring
+from selfcompress.errors import CheckpointError, FormatError, NonFiniteError, OutputError, UsageError
+from selfcompress.recipes import training
+from selfcompress.recipes.datasets import load_dataset
+from selfcompress.recipes.recipe import DEFAULT_NETWORKS, Recipe, default_recipe, parse_label
+
+# Small and under high pressure: channels are cut in the second epoch.
+SMALL = Recipe(width=40, gamma=8.0, epochs=4, batch_size=16, lr=3e-3)
+FIRST = replace(SMALL, epochs=1, batch_size=128)
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / training.METRICS).read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+def stop_at(epoch: int, step: int, how: Callable[[], None]) -> training.OnStep:
+    def on_step(now: int, done: int, steps: int) -> None:
+        if (now, done) == (epoch, step):
+            how()
+
+    return on_step
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, training.Result]:
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, training.train(SMALL, folder)
+
+
+@pytest.mark.parametrize("how", [interrupt, terminate], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_run_goes_on_bit_for_bit_also_after_channels_were_cut(
+    finished: tuple[Path, training.Result], tmp_path: Path, how: Callable[[], None]
+) -> None:
+    with pytest.raises(training.Interrupted, match="3 epochs are finished and kept in") as caught:
+        training.train(SMALL, tmp_path, on_step=stop_at(4, 30, how))
+    assert (caught.value.epoch, caught.value.out_dir) == (3, tmp_path)
+    before = records_of(tmp_path)
+    assert before[-1]["channels_alive"] < before[-1]["channels_total"], "this test wants a cut before the stop"
+    assert not (tmp_path / training.FILE).exists()
+
+    torch.manual_seed(999)  # nothing may depend on where the generator stands in the new process
+    seen: list[int] = []
+    result = training.train(SMALL, tmp_path, resume=True, on_epoch=lambda record: seen.append(record.epoch))
+    assert seen == [1, 2, 3, 4]
+    assert records_of(tmp_path) == records_of(finished[0])
+    assert (tmp_path / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
+    assert result.score == finished[1].score
+
+
+def test_a_float_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    recipe = replace(SMALL, epochs=2, batch_size=64, optimizer="sgd")
+    training.train_float(recipe, tmp_path / "whole")
+    with pytest.raises(training.Interrupted):
+        training.train_float(recipe, tmp_path / "parts", on_step=stop_at(2, 3, interrupt))
+    training.train_float(recipe, tmp_path / "parts", resume=True)
+    assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
+    files = [(tmp_path / name / training.FLOAT_FILE).read_bytes() for name in ("parts", "whole")]
+    assert files[0] == files[1]
+
+
+def test_a_run_stopped_in_its_first_epoch_can_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(training.Interrupted, match="0 epochs are finished"):
+        training.train(FIRST, tmp_path / "run", on_step=stop_at(1, 2, interrupt))
+    training.train(FIRST, tmp_path / "run", resume=True)
+    training.train(FIRST, tmp_path / "other")
+    assert (tmp_path / "run/net.scn").read_bytes() == (tmp_path / "other/net.scn").read_bytes()
+
+
+def test_resuming_a_finished_run_writes_the_same_file_again(tmp_path: Path) -> None:
+    training.train(FIRST, tmp_path)
+    before = (tmp_path / training.FILE).read_bytes()
+    training.train(FIRST, tmp_path, resume=True)
+    assert (tmp_path / training.FILE).read_bytes() == before
+    assert len(records_of(tmp_path)) == 1
+
+
+def test_metrics_that_ran_ahead_of_the_checkpoint_are_put_right(tmp_path: Path) -> None:
+    training.train(FIRST, tmp_path)
+    with open(tmp_path / training.METRICS, "a") as file:
+        file.write('{"epoch": 2, "trai')  # a line that a crash cut off
+    training.train(FIRST, tmp_path, resume=True)
+    assert [record["epoch"] for record in records_of(tmp_path)] == [1]
+
+
+def test_the_result_is_that_of_the_file(finished: tuple[Path, training.Result]) -> None:
+    folder, result = finished
+    path = folder / training.FILE
+    dataset = load_dataset("digits")
+    score = scoring.score_file(path, training.build_for(dataset, SMALL.network, SMALL.width), dataset.test_batches(50))
+    assert score.correct == result.score.correct == round(result.summary.accuracy * 360)
+    assert result.trained_score.correct == score.correct
+    assert result.summary.file_bytes == path.stat().st_size
+    assert result.summary.float_bytes == 4 * (64 * 40 + 40 + 40 * 13 + 13 + 13 * 10 + 10)
+    assert result.summary.ratio == result.summary.float_bytes / path.stat().st_size
+    assert result.summary.penalty_bytes is not None
+    assert result.size_share == result.summary.penalty_bytes / path.stat().st_size
+    assert json.loads((folder / training.RESULT).read_text()) == json.loads(json.dumps(asdict(result)))
+
+
+def test_the_loss_expects_the_bytes_of_the_file(tmp_path: Path) -> None:
+    result = training.train(Recipe(gamma=0.1, epochs=2, batch_size=64), tmp_path)
+    assert result.summary.file_bytes > 4000
+    assert result.size_share == pytest.approx(1, abs=0.02)
+
+
+def test_the_file_names_what_it_is(finished: tuple[Path, training.Result]) -> None:
+    from selfcompress import inspect
+
+    assert inspect(finished[0] / training.FILE).metadata == "digits lenet-300-100:40"
+
+
+def test_the_float_file_loads_and_scores_as_reported(tmp_path: Path) -> None:
+    result = training.train_float(FIRST, tmp_path)
+    dataset = load_dataset("digits")
+    model = scoring.load_float(tmp_path / training.FLOAT_FILE, into=training.build_for(dataset, FIRST.network, 40))
+    assert scoring.score_model(model, dataset.test_batches(60)).correct == result.score.correct
+    assert result.summary.file_bytes == result.summary.float_bytes == (tmp_path / training.FLOAT_FILE).stat().st_size
+    assert result.summary.penalty_bytes is None
+    assert result.summary.ratio == 1
+
+
+def test_held_out_examples_take_the_place_of_the_test_set(tmp_path: Path) -> None:
+    result = training.train_float(replace(FIRST, validation=200), tmp_path)
+    assert (result.scored_on, result.score.total) == ("validation", 200)
+    assert training.train_float(FIRST, tmp_path / "test").scored_on == "test"
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_weights_are_hurt(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step \d+: the loss is (nan|inf).*\nhint: lower `--lr`"):
+        training.train(replace(FIRST, lr=1e30), tmp_path)
+    checkpoint = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    assert checkpoint["records"] == []
+    assert not (tmp_path / training.RESULT).exists()
+
+
+@pytest.mark.parametrize("where", ["step", "scoring"])
+def test_a_late_nan_keeps_the_last_finished_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    calls = 0
+    true_loss = training.cross_entropy
+
+    def broken(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return true_loss(*args) * (math.nan if calls == 14 else 1.0)  # the second step of the second epoch
+
+    def broken_score(*args: Any) -> scoring.Score:
+        nonlocal calls
+        calls += 1
+        return scoring.Score(1, 2, math.nan if calls == 2 else 1.0)
+
+    if where == "step":
+        monkeypatch.setattr(training, "cross_entropy", broken)
+    else:
+        monkeypatch.setattr(training, "score_model", broken_score)
+    with pytest.raises(NonFiniteError, match=r"epoch 2, step (2|12): the loss .*nan.*(\n.*)*still holds epoch 1"):
+        training.train(replace(FIRST, epochs=3), tmp_path)
+    checkpoint = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    assert len(checkpoint["records"]) == 1
+    assert all(torch.isfinite(value).all() for value in checkpoint["compressor"]["model"].values())
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    training.train(FIRST, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"found a run \(checkpoint.pt, .*\)\nhint: go on with it by `--resume`"):
+        training.train(FIRST, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("under", [False, True])
+def test_an_output_folder_that_is_a_file_is_one_clear_error(tmp_path: Path, under: bool) -> None:
+    (tmp_path / "file").write_text("precious")
+    folder = tmp_path / "file" / "run" if under else tmp_path / "file"
+    with pytest.raises(OutputError, match=r"cannot be made a folder: .*\nhint: name another folder with `--out`"):
+        training.train(FIRST, folder)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(FIRST, epochs=2)
+    replaced, true_replace = 0, os.replace
+
+    def fail(source: str, target: str) -> None:
+        nonlocal replaced
+        replaced += str(target).endswith(training.CHECKPOINT)
+        if replaced > 2:  # the start, the first epoch
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        true_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match="No space left on device"):
+        training.train(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    training.train(recipe, tmp_path / "run", resume=True)
+    training.train(recipe, tmp_path / "other")
+    assert (tmp_path / "run/net.scn").read_bytes() == (tmp_path / "other/net.scn").read_bytes()
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume: No such file.*\nhint: .*leave `--resume` out"):
+        training.train(FIRST, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "other version", "other recipe"])
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> None:
+    training.train(FIRST, tmp_path)
+    path = tmp_path / training.CHECKPOINT
+    data = path.read_bytes()
+    if damage.startswith("other"):
+        state = torch.load(path, weights_only=True)
+        state |= {"version": 99} if damage == "other version" else {"recipe": state["recipe"] | {"flavor": 1}}
+        torch.save(state, path)
+    else:
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "foreign": b"GIF89a" * 100}[damage])
+    with pytest.raises(CheckpointError, match=r"\nhint: "):
+        training.train(training.read_recipe(tmp_path), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("change", [{"gamma": 0.5}, {"epochs": 7}, {"seed": 3}, {"width": 41}])
+def test_a_run_resumes_only_as_it_was_started(tmp_path: Path, change: dict[str, Any]) -> None:
+    training.train(FIRST, tmp_path)
+    ((name, value),) = change.items()
+    with pytest.raises(CheckpointError, match=f"started with `{name}` = `{getattr(FIRST, name)}`, not `{value}`"):
+        training.train(replace(FIRST, **change), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="expected a float run, found a compressing one"):
+        training.train_float(FIRST, tmp_path, resume=True)
+
+
+def test_training_works_in_a_thread(tmp_path: Path) -> None:
+    results: list[training.Result] = []
+    thread = threading.Thread(target=lambda: results.append(training.train_float(FIRST, tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(results) == 1
+
+
+def test_the_handler_of_sigterm_is_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    training.train_float(FIRST, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_unknown_device_is_one_clear_error() -> None:
+    with pytest.raises(UsageError, match=r"cannot compute on `gpu7`.*\nhint: use `--device cpu`"):
+        training.find_device("gpu7")
+
+
+def test_the_learning_rate_is_constant_and_then_a_cosine_down_to_a_hundredth() -> None:
+    recipe = Recipe(anneal=0.4)
+    for progress in (0.0, 0.3, 0.6):
+        assert recipe.lr_factor(progress) == 1
+    assert recipe.lr_factor(0.8) == pytest.approx((1 + 0.01) / 2)
+    assert recipe.lr_factor(1.0) == pytest.approx(0.01)
+    assert recipe.lr_factor(0.7) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2)
+    assert Recipe(anneal=0).lr_factor(1.0) == 1
+
+
+def test_gamma_rises_linearly_and_stays() -> None:
+    recipe = Recipe(gamma=2.0, gamma_warmup=0.5)
+    assert [recipe.gamma_at(p) for p in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
+    assert Recipe(gamma=2.0).gamma_at(0) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gamma": -1.0},
+        {"gamma": math.nan},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"anneal": 1.5},
+        {"optimizer": "adagrad"},
+        {"rate": "bytes"},
+        {"grid": "hex"},
+        {"validation": -1},
+        {"width": 0},
+        {"label_smoothing": 1.0},
+    ],
+)
+def test_a_recipe_refuses_what_cannot_work(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"`{next(iter(change))}`: expected .*, got `.*`\nhint: "):
+        Recipe(**change)
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = Recipe(width=3, grid="eq1", data_dir="/data")
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("dataset", sorted(DEFAULT_NETWORKS))
+def test_a_label_names_data_network_and_width(dataset: str) -> None:
+    recipe = default_recipe(dataset)
+    assert recipe.network == DEFAULT_NETWORKS[dataset]
+    assert parse_label(recipe.label) == (dataset, recipe.network, None)
+    assert parse_label(replace(recipe, width=16).label) == (dataset, recipe.network, 16)
+
+
+@pytest.mark.parametrize(
+    "label", ["", "mnist", "mnist ", " lenet5", "a b c", "mnist lenet5:", "mnist lenet5:x", "m :3"]
+)
+def test_a_foreign_label_is_refused(label: str) -> None:
+    with pytest.raises(FormatError, match="expected `DATA NETWORK"):
+        parse_label(label)

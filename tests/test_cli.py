@@ -1,0 +1,294 @@
+"""The command as its user meets it: screens, exit codes, and every kind of bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from selfcompress import __version__
+from selfcompress.cli import app
+
+SHORT = ["--width", "30", "--epochs", "2", "--batch-size", "64"]
+NO_CONTROL_CODES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *expected: str) -> None:
+    """One clear error: exit code 2, the message on stderr, a hint, no traceback, nothing on stdout."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    for text in expected:
+        assert text in result.stderr, result.stderr
+    assert result.stdout == ""
+
+
+def test_a_traceback_is_left_to_what_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("selfcompress.cli.train", broken)
+    result = call("train", "--out", tmp_path / "run")
+    assert isinstance(result.exception, RuntimeError)
+
+
+def start(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command in a process of its own, its two outputs in pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "selfcompress", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"} | (environment or {}),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with its baseline."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    result = call("train", *SHORT, "--gamma", "0.5", "--seed", "3", "--baseline", "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_train_leaves_a_file_its_record_and_a_plot(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names == {"net.scn", "metrics.jsonl", "result.json", "checkpoint.pt", "run.png", "float"}
+    recipe = json.loads((run / "result.json").read_text())["recipe"]
+    assert (recipe["gamma"], recipe["seed"], recipe["epochs"], recipe["width"]) == (0.5, 3, 2, 30)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (run / "float" / "net.f32").stat().st_size == json.loads((run / "result.json").read_text())["summary"][
+        "float_bytes"
+    ]
+
+
+def test_eval_measures_the_file_without_being_told_what_it_is(run: Path) -> None:
+    reported = json.loads((run / "result.json").read_text())["score"]
+    result = call("eval", run / "net.scn", "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["correct"] == reported["correct"]
+    assert values["loss"] == pytest.approx(reported["loss"])
+    assert values["size_bytes"] == (run / "net.scn").stat().st_size
+    assert (values["dataset"], values["network"], values["width"]) == ("digits", "lenet-300-100", 30)
+
+    text = call("eval", run / "net.scn").stdout
+    assert f"accuracy {100 * values['accuracy']:.2f} % ({values['correct']} of 360 right on the test set)" in text
+
+
+def test_inspect_sums_up_to_the_bytes_of_the_file(run: Path) -> None:
+    size = (run / "net.scn").stat().st_size
+    values = json.loads(call("inspect", run / "net.scn", "--json").stdout)
+    assert values["size_bytes"] == size
+    assert sum(t["size_bytes"] for t in values["tensors"]) + values["overhead_bytes"] == pytest.approx(size)
+
+    lines = [line for line in call("inspect", run / "net.scn").stdout.splitlines() if line.strip()]
+    assert f"{size:,} bytes, digits lenet-300-100:30" in lines[-1]
+    (total,) = [line for line in lines if line.strip().startswith("file ")]
+    assert f"{size:,}" in total.split()
+    for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
+        assert any(line.strip().startswith(name) for line in lines)
+
+
+def test_a_pipe_gets_one_plain_line_per_epoch_and_results_apart_from_progress(tmp_path: Path) -> None:
+    process = start(
+        "train", *SHORT, "--out", tmp_path / "run", environment={"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    )
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert not NO_CONTROL_CODES.search(stdout + stderr)
+    assert [line.split()[0] for line in stderr.splitlines()[1:]] == ["epoch", "1/2", "2/2"]
+    assert "accuracy of the loaded file" in stdout
+    assert "1/2" not in stdout
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_file(tmp_path: Path) -> None:
+    options = ["--width", "20", "--epochs", "30", "--no-plot"]
+    process = start("train", *options, "--out", tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no epoch was finished in a minute"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert f"hint: go on with `selfcompress train --out {tmp_path / 'run'} --resume`" in stderr
+    assert not (tmp_path / "run" / "net.scn").exists()
+
+    result = call("train", "--out", tmp_path / "run", "--resume", "--no-plot")
+    assert result.exit_code == 0, result.output
+    whole = call("train", *options, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    assert (tmp_path / "run" / "net.scn").read_bytes() == (tmp_path / "whole" / "net.scn").read_bytes()
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
+    # a limit on the size of a file stands for the end of the space: the checkpoint fits, its growth in epoch 1 does not
+    program = (
+        "import resource, runpy, sys; from selfcompress.recipes import training; keep = training._train_epoch\n"
+        "def limit(job, epoch, on_step):\n"
+        "    record = keep(job, epoch, on_step)\n"
+        "    if epoch == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "    return record\n"
+        "training._train_epoch = limit\n"
+        "from selfcompress.cli import main; main()"
+    )
+    arguments = ["train", *SHORT, "--no-plot", "--out", str(tmp_path / "run")]
+    process = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "checkpoint.pt`: cannot be written" in process.stderr
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint.pt", "metrics.jsonl"}
+
+    result = call("train", "--out", tmp_path / "run", "--resume", "--no-plot")
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_resume_keeps_the_options_of_the_run_and_refuses_others(run: Path) -> None:
+    assert call("train", "--resume", "--out", run, "--baseline").exit_code == 0
+    refused(call("train", "--resume", "--out", run, "--gamma", "2"), "started with `gamma` = `0.5`, not `2.0`", "hint:")
+    refused(call("train", "--resume"), "expected `--out` with the folder of the run")
+
+
+def test_a_second_run_does_not_overwrite_the_first(run: Path) -> None:
+    before = (run / "net.scn").read_bytes()
+    refused(call("train", *SHORT, "--out", run), "found a run", "hint: go on with it by `--resume`")
+    assert (run / "net.scn").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "mnsit"], "mnsit"),
+        (["--network", "lenet7"], "lenet7"),
+        (["--network", "lenet5"], "lenet5"),  # cannot read 8 × 8 images
+        (["--rate", "bytes"], "`bytes`"),
+        (["--grid", "hex"], "`hex`"),
+        (["--gamma", "-1"], "`-1.0`"),
+        (["--epochs", "0"], "`0`"),
+        (["--validation", "5000"], "validation"),
+        (["--device", "abacus"], "`abacus`"),
+        (["--data", "mnist"], "data"),
+        (["--width", "1000000000"], "out of memory"),
+    ],
+)
+def test_an_option_that_cannot_work_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: str
+) -> None:
+    monkeypatch.delenv("SELFCOMPRESS_DATA", raising=False)
+    refused(call("train", "--epochs", "1", *options, "--out", tmp_path / "run"), expected, "hint: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_number_or_no_option_is_a_usage_error() -> None:
+    for arguments in (["train", "--gamma", "much"], ["train", "--gama", "1"], ["shrink"], ["eval"]):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
+
+
+def test_a_data_folder_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    for name in ("missing", "empty", "file"):
+        result = call("train", "--data", "mnist", "--data-dir", tmp_path / name, "--out", tmp_path / "run")
+        refused(result, str(tmp_path / name), "hint: ")
+    (tmp_path / "damaged" / "mnist").mkdir(parents=True)
+    (tmp_path / "damaged" / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b not really")
+    refused(call("train", "--data", "mnist", "--data-dir", tmp_path / "damaged", "--out", tmp_path / "run"), "hint: ")
+
+
+def test_an_output_folder_that_cannot_be_one_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    refused(call("train", *SHORT, "--out", tmp_path / "file"), "cannot be made a folder", "hint: ")
+    refused(call("train", *SHORT, "--out", "/proc/selfcompress"), "cannot be made a folder", "hint: ")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_loss_that_is_not_a_number_is_one_clear_error(tmp_path: Path) -> None:
+    result = call("train", *SHORT, "--lr", "1e30", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert re.search(r"epoch 1, step \d+: the loss is (nan|inf)", result.stderr)
+    assert "hint: lower `--lr`" in result.stderr
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "inspect"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "altered", "foreign", "folder"])
+def test_a_file_that_is_none_is_one_clear_error(run: Path, tmp_path: Path, command: str, damage: str) -> None:
+    data = (run / "net.scn").read_bytes()
+    path = tmp_path / "net.scn"
+    middle = len(data) // 2
+    contents = {
+        "empty": b"",
+        "truncated": data[:-1],
+        "altered": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "foreign": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    }
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(contents[damage])
+    refused(call(command, path), str(path))
+
+
+def test_a_file_of_another_network_is_one_clear_error(run: Path) -> None:
+    refused(call("eval", run / "net.scn", "--network", "lenet-300-100", "--width", "29"), "net.scn", "hint: ")
+
+
+def test_eval_needs_to_know_what_the_file_is(tmp_path: Path) -> None:
+    import torch
+
+    import selfcompress as sc
+
+    model = torch.nn.Linear(64, 10)
+    sc.SelfCompressor(model, example_inputs=(torch.randn(2, 64),))
+    sc.save(model, tmp_path / "net.scn")
+    refused(call("eval", tmp_path / "net.scn"), "expected `DATA NETWORK[:WIDTH]`", "`--data` and `--network`")
+
+
+def test_the_demo_trains_both_and_compares(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    stamp = subprocess.run(
+        ["bash", "-c", "source scripts/_venv; stamp"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    venv = tmp_path / "venv"  # stands for one that is up to date
+    (venv / "bin").mkdir(parents=True)
+    (venv / ".selfcompress").write_text(f"{stamp} [dev,images]\n")
+    (venv / "bin" / "selfcompress").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m selfcompress "$@"\n')
+    (venv / "bin" / "selfcompress").chmod(0o755)
+    environment = os.environ | {"SELFCOMPRESS_VENV": str(venv), "SELFCOMPRESS_DEMO": str(tmp_path / "demo")}
+    done = subprocess.run(
+        [root / "scripts" / "demo", *SHORT], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    size = (tmp_path / "demo" / "net.scn").stat().st_size
+    (row,) = [line for line in done.stdout.splitlines() if "bytes of the file" in line]
+    float_bytes = (tmp_path / "demo" / "float" / "net.f32").stat().st_size
+    assert row.split()[-2:] == [f"{float_bytes:,}", f"{size:,}"]
+    assert f"net.scn: {size:,} bytes" in done.stdout
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout == f"selfcompress {__version__}\n"
+    for arguments in ([], ["train"], ["eval"], ["inspect"]):
+        result = call(*arguments, "--help")
+        assert result.exit_code == 0
+    text = call("--help").stdout
+    assert all(command in text for command in ("train", "eval", "inspect"))
+    assert "digits, mnist, fashion-mnist" in " ".join(call("train", "--help").stdout.replace("│", " ").split())
