@@ -1,0 +1,66 @@
+"""The README's table, from the records: `python bench/table.py` prints it, `--write` puts it into README.md."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- table: python bench/table.py --write -->\n", "<!-- end of table -->"
+NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet5": "LeNet-5 (20-50-500)"}
+METHODS = {
+    "float": "float, 32 bits",
+    "bit-depth": "published method (bit depth, eq. 1), our coder",
+    "code-length": "**code length** (default)",
+}
+
+
+def pair(values: dict[str, float], digits: int) -> str:
+    return f"{values['mean']:,.{digits}f} ± {values['std']:,.{digits}f}"
+
+
+def row(network: str, method: str) -> str | None:
+    path = ROOT / "bench" / "records" / f"mnist_{network}-{method}.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    seconds = f"{record['seconds_first_epoch']['mean']:.1f} → {record['seconds_last_epoch']['mean']:.1f}"
+    cells = (
+        NETWORKS[network],
+        METHODS[method],
+        pair(record["file_bytes"], 0),
+        pair(record["error_percent"], 2),
+        f"{record['weights_alive']['mean']:,.0f}",
+        seconds,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def table() -> str:
+    rows = [row(network, method) for network in NETWORKS for method in METHODS]
+    head = [
+        "| MNIST | trained with | file, bytes | test error of the loaded file, % | weights left | seconds per epoch |",
+        "|---|---|---|---|---|---|",
+    ]
+    note = (
+        "Mean ± standard deviation of three seeds, 40 epochs, images moved by up to one pixel, in training only; one\n"
+        "thread of a shared two-core x86 machine, so compare times only within a row. Commands, seeds, versions:\n"
+        "`bench/mnist.py`, `bench/records/`.\n"
+    )
+    return "\n".join([*head, *(r for r in rows if r)]) + "\n\n" + note
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    readme = ROOT / "README.md"
+    if not parser.parse_args().write:
+        print(table())
+        return
+    before, _, rest = readme.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    readme.write_text(before + START + table() + END + after)
+
+
+if __name__ == "__main__":
+    main()
