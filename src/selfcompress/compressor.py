@@ -156,7 +156,10 @@ class SelfCompressor:
             lr: learning rate of the network's own parameters.
             weight_decay: of compressed weights only; biases, norms and formats have none.
             format_lr: learning rate of bit depths and exponents, in bits and octaves. None takes 10·lr for code length
-                and, as published, 0.5 (with an epsilon of 1e-3, which Adam and its kin read) for bit depth.
+                and, as published, 0.5 for bit depth.
+
+        For bit depth the groups also carry the published epsilons, 1e-3 for formats and 1e-5 for all else, which Adam
+        and its kin read.
 
         Returns:
             Three groups: compressed weights, other parameters, formats. Together all parameters of the model.
@@ -166,14 +169,17 @@ class SelfCompressor:
         taken = {id(p) for p in (*weights, *formats)}
         others = [p for p in self.model.parameters() if id(p) not in taken]
         published = self.rate == "bit-depth"
-        group: dict[str, Any] = {"params": formats, "weight_decay": 0.0}
-        group["lr"] = format_lr if format_lr is not None else (0.5 if published else 10 * lr)
+        if format_lr is None:
+            format_lr = 0.5 if published else 10 * lr
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"params": others, "lr": lr, "weight_decay": 0.0},
+            {"params": formats, "lr": format_lr, "weight_decay": 0.0},
+        ]
         if published:
-            group["eps"] = 1e-3
-        groups = [{"params": weights, "lr": lr, "weight_decay": weight_decay}]
-        if others:
-            groups.append({"params": others, "lr": lr, "weight_decay": 0.0})
-        return [*groups, group]
+            for group, eps in zip(groups, (1e-5, 1e-5, 1e-3), strict=True):
+                group["eps"] = eps
+        return [group for group in groups if group["params"]]
 
     def penalty(self) -> Tensor:
         """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
