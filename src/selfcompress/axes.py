@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from .attention import make_cuttable
 from .errors import UsageError
 
 Ints = NDArray[np.int64]
@@ -71,6 +72,17 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A number in the network's own code, such as `num_heads`, that follows the number of members of a class."""
+
+    module: str
+    """Qualified name of the module that has it."""
+    name: str
+    value: int
+    """Its value in the original network."""
+
+
+@dataclass(frozen=True)
 class ChannelClass:
     """Channels that are interchangeable in structure; each member owns positions on several tensors' axes."""
 
@@ -83,6 +95,10 @@ class ChannelClass:
     """
     norms: tuple[Norm, ...] = ()
     """Batch norms with running statistics."""
+    attributes: tuple[Attribute, ...] = ()
+    """Numbers in the network's code that are cut in the same proportion."""
+    contracted: bool = False
+    """Whether activations, not weights, read these channels somewhere: no weight of zero makes them unread."""
 
     @property
     def size(self) -> int:
@@ -137,6 +153,7 @@ class _Atoms:
     def __init__(self) -> None:
         self.count = 0
         self.pairs: list[Ints] = []
+        self._roots: Ints = np.zeros(0, np.int64)
         self.owners: list[tuple[str, int, int, int]] = []  # tensor, axis, first atom, count
         self.firsts: list[int] = []
         self.roles: dict[tuple[str, int], set[Role]] = {}
@@ -145,6 +162,8 @@ class _Atoms:
         self.norms: dict[Norm, None] = {}
         self.grouped: set[int] = set()
         """Atoms of the input channels of one group of a grouped convolution."""
+        self.contracted: set[int] = set()
+        """Atoms of channels that are summed over in a product of two activations."""
 
     def new(self, tensor: str, axis: int, count: int) -> Ints:
         first, self.count = self.count, self.count + count
@@ -160,16 +179,18 @@ class _Atoms:
             self.pairs.append(pairs)
 
     def roots(self) -> Ints:
-        """For each atom the lowest atom it is tied to, directly or through others."""
-        root = np.arange(self.count)
+        """For each atom the lowest atom it is tied to, directly or through others, as far as is known now."""
+        root = np.concatenate([self._roots, np.arange(len(self._roots), self.count)])
         pairs = np.concatenate([np.zeros((0, 2), np.int64), *self.pairs])
+        self.pairs = []
         while len(pairs):
             ends = root[pairs]
-            pairs = pairs[ends[:, 0] != ends[:, 1]]
             ends = ends[ends[:, 0] != ends[:, 1]]
             np.minimum.at(root, ends.max(1), ends.min(1))
-            while not np.array_equal(root, root[root]):
-                root = root[root]
+            while not np.array_equal(root, further := root[root]):
+                root = further
+            pairs = ends
+        self._roots = root
         return root
 
     def freeze(self, atoms: Ints, reason: str) -> None:
@@ -201,10 +222,17 @@ class _Label:
     """Why zeroed channels are no exact zeros here; empty if they are."""
     constant: bool = False
     """Whether it is made of parameters and buffers alone."""
+    even: frozenset[int] = frozenset()
+    """Axes along which it was made of one number, repeated: whatever their size, nothing has to be cut."""
 
     def along(self, axis: int) -> tuple[Ints, ...]:
         """Fields that vary on an axis."""
         return tuple(f for f in self.fields if f.shape[axis] > 1)
+
+
+def _axes(field: Ints) -> list[int]:
+    """The axes that a field varies on."""
+    return [i for i, size in enumerate(field.shape) if size > 1]
 
 
 def _squeezed(field: Ints) -> Ints:
@@ -241,6 +269,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.atoms = _Atoms()
         self.labels: dict[int, _Label] = {}
         self.keep: list[Tensor] = []  # ids are only unique among the living
+        self.splits: list[tuple[Ints, list[int]]] = []
         self.path: list[str] = [""]
         seen: set[int] = set()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -260,7 +289,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def put(self, tensor: Tensor, label: _Label) -> None:
         fields = tuple(f for f in (_squeezed(f) for f in label.fields) if f.size > 1)
-        self.labels[id(tensor)] = _Label(fields, label.noise, label.constant)
+        self.labels[id(tensor)] = _Label(fields, label.noise, label.constant, label.even)
         self.keep.append(tensor)
 
     def give_role(self, label: _Label, atoms: Ints, role: Role) -> None:
@@ -296,7 +325,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not known:
             constant = bool(inputs) and all(self.label(t).constant for t in inputs)
             for t in outputs:
-                self.put(t, _Label(constant=constant))
+                self.put(t, _Label(constant=constant, even=self.even(name, args, t)))
             return out
         were_constant = {id(t) for t in known if self.label(t).constant}
         base = name.removesuffix("_") if name.endswith("_") and not name.endswith("__") else name
@@ -319,12 +348,109 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.written(value, id(value) in were_constant)
         return out
 
+    def even(self, name: str, args: Any, out: Tensor) -> frozenset[int]:
+        """Axes along which the result of an operator on numbers without channels is one number, repeated."""
+        base, axes = name.rstrip("_"), frozenset(range(out.ndim))
+        if base in _FACTORIES:
+            return axes
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if base == "expand" or base in _ELEMENTWISE:
+            shapes = [(self.label(t), _aligned_shape(t, out.ndim), out.ndim - t.ndim) for t in tensors]
+            return frozenset(
+                i for i in axes if all(s[i] == 1 or i - offset in label.even for label, s, offset in shapes)
+            )
+        if tensors and base in ("view", "_unsafe_view", "reshape") and len(self.label(tensors[0]).even) == tensors[0].ndim:
+            return axes
+        return frozenset()
+
+    def extent(self, value: Any, ndim: int) -> tuple[int, ...]:
+        """The shape of an operand with the axes of the result, of size 1 where it is even."""
+        shape = _aligned_shape(value, ndim)
+        offset = ndim - value.ndim if isinstance(value, Tensor) else 0
+        return tuple(1 if i - offset in self.label(value).even else size for i, size in enumerate(shape))
+
+    def collapse(self, label: _Label, axis: int) -> _Label:
+        """Tie what a joint field has along `axis`: of (heads, channels in a head), whole heads are left.
+
+        Fields that vary on this axis alone stay as they are: it is for the rule to say what becomes of them.
+        """
+        fields = []
+        for f in label.fields:
+            if f.shape[axis] > 1 and f.size > f.shape[axis]:
+                first = f.take([0], axis)
+                self.atoms.glue(f, first)
+                f = first
+            fields.append(f)
+        return replace(label, fields=tuple(fields))
+
+    def meet(self, operands: Sequence[tuple[Sequence[Ints], Sequence[int]]]) -> list[Ints]:
+        """Tie the fields of tensors that meet position by position, and return those of the result.
+
+        `operands` are pairs of fields and shape, all with the axes of the result, of size 1 where they broadcast.
+        """
+        met: list[Ints] = []
+        for fields, _ in operands:
+            for f in fields:
+                for g in [g for g in met if set(_axes(f)) & set(_axes(g))]:
+                    met = [h for h in met if h is not g]
+                    f, g = self._inner_freed(f, g)
+                    if not f.size or not g.size:
+                        f = g if g.size else f
+                        continue
+                    if not (set(_axes(f)) <= set(_axes(g)) or set(_axes(g)) <= set(_axes(f))):
+                        both = np.concatenate([f.ravel(), g.ravel()])
+                        self.atoms.freeze(both, f"channels meet crosswise{self.where()}")
+                    self.atoms.glue(f, g)
+                    f = g if len(_axes(g)) <= len(_axes(f)) else f
+                met.append(f)
+        result = []
+        for f in met:
+            for fields, shape in operands:
+                wide = [i for i in _axes(f) if shape[i] > 1 and not any(g.shape[i] > 1 for g in fields)]
+                for axis in wide:  # numbers of the field's own size, which carry no channels
+                    if len(_axes(f)) > 1:
+                        f = self.collapse(_Label((f,)), axis).fields[0]
+                    else:
+                        self.atoms.freeze(f, f"meets numbers of its own size that carry no channels{self.where()}")
+                        f = f[:0].reshape([0] * f.ndim)  # from here on such numbers itself
+                        break
+            if f.size:
+                result.append(f)
+        return result
+
+    def _inner_freed(self, f: Ints, g: Ints) -> tuple[Ints, Ints]:
+        """Where something of the size of a head meets (heads, channels in a head), whole heads can still go: f, g.
+
+        The smaller field is then frozen, and empty in what comes back.
+        """
+        for small, large in ((f, g), (g, f)):
+            inner = _axes(large)[-1]
+            if len(_axes(large)) > 1 and _axes(small) == [inner]:
+                self.atoms.freeze(small, f"meets the channels of every head alike{self.where()}")
+                collapsed, nothing = self.collapse(_Label((large,)), inner).fields[0], small.reshape(-1)[:0]
+                return (nothing, collapsed) if small is f else (collapsed, nothing)
+        return f, g
+
+    def settle(self) -> None:
+        """Keep axes that the code splits in two rectangular.
+
+        Whole rows stay together if something has tied them, as attention does with the channels of a head; otherwise
+        the same position of every row goes, as a channel shuffle needs it.
+        """
+        for field, axes in self.splits:
+            roots = self.atoms.roots()[field]
+            varying = [i for i in axes if not np.array_equal(np.broadcast_to(roots.take([0], i), roots.shape), roots)]
+            for axis in varying[:-1]:
+                self.atoms.glue(field, field.take([0], axis))
+
     def reads(self, x: Tensor, weight: Tensor, inputs: Ints | None, columns: Ints | None) -> None:
         """Tie what a contraction reads (atoms along x's axis) to the weight's columns; both broadcast."""
         if columns is not None and self.label(weight).constant:
             self.give_role(self.label(weight), columns, "reads")
-        elif inputs is not None and columns is not None:  # nothing here can be zero for good
-            raise _Frozen(f"channels are contracted with one another{self.where()}")
+        elif inputs is not None and columns is not None:
+            self.atoms.contracted |= {int(atom) for atom in inputs.flat}
+            if self.label(weight).noise:
+                self.atoms.disturb(columns, self.label(weight).noise)
         if inputs is None and columns is not None:
             self.atoms.freeze(columns, f"reads what carries no channels, such as the model's input{self.where()}")
         elif columns is None and inputs is not None:
@@ -364,6 +490,13 @@ _NOISY = (
     "cosh", "acos", "log_sigmoid_forward", "logit", "isnan", "bernoulli", "empty_like", "ones_like", "full_like",
     "rand_like", "randn_like",
 )  # fmt: skip
+
+
+_FACTORIES = ("zeros", "ones", "full", "empty", "scalar_tensor", "zeros_like", "ones_like", "full_like", "new_zeros",
+              "new_ones", "new_full", "fill", "zero")  # fmt: skip
+_BINARY = ("add", "sub", "rsub", "mul", "div", "true_divide", "maximum", "minimum", "atan2", "where", "addcmul", "lerp",
+           "masked_fill", "gt", "ge", "lt", "le", "eq", "ne", "_prelu_kernel", "copy")  # fmt: skip
+_ELEMENTWISE = frozenset((*_QUIET, *_NOISY, *_BINARY, "logical_and", "logical_or", "bitwise_and", "bitwise_or", "bitwise_not"))
 
 
 @_rule(*_QUIET)
@@ -415,8 +548,7 @@ def _aligned(f: Ints, ndim: int) -> Ints:
     return f.reshape((1,) * (ndim - f.ndim) + f.shape)
 
 
-@_rule("add", "sub", "rsub", "mul", "div", "true_divide", "maximum", "minimum", "atan2", "where", "addcmul", "lerp",
-       "masked_fill", "gt", "ge", "lt", "le", "eq", "ne", "_prelu_kernel", "copy")  # fmt: skip
+@_rule(*_BINARY)
 def _binary(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
     if name == "_prelu_kernel":  # a slope for each channel
         name = "mul"
@@ -431,32 +563,13 @@ def _binary(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> 
     multiplies = name in ("mul", "div", "true_divide")
     if not multiplies and sum(la.constant and bool(la.fields) for la in labels) > 1:
         raise _Frozen(f"parameters are combined by `{name}`{tracer.where()}")  # zero in one of them is not zero in all
-    fields: list[Ints] = []
-    covered: list[list[Ints]] = []
-    for label in labels:
-        mine = [_aligned(f, out.ndim) for f in label.fields]
-        covered.append(mine)
-        for f in mine:
-            varies = [i for i, s in enumerate(f.shape) if s > 1]
-            match = [g for g in fields if any(g.shape[i] > 1 for i in varies)]
-            if not match:
-                fields.append(f)
-            for g in match:
-                if [i for i, s in enumerate(g.shape) if s > 1] != varies:
-                    tracer.atoms.freeze(
-                        np.concatenate([f.ravel(), g.ravel()]), f"channels meet crosswise{tracer.where()}"
-                    )
-                tracer.atoms.glue(f, g)
+    shapes = [tracer.extent(a, out.ndim) for a in operands]
+    covered = [[_aligned(f, out.ndim) for f in label.fields] for label in labels]
+    fields = tracer.meet(list(zip(covered, shapes, strict=True)))
     noises = []
     for a, label, mine in zip(operands, labels, covered, strict=True):
-        size = a.ndim if isinstance(a, Tensor) else 0
-        shape = (1,) * (out.ndim - size) + tuple(a.shape) if isinstance(a, Tensor) else (1,) * out.ndim
         for f in fields:
-            axes = [i for i, s in enumerate(f.shape) if s > 1]
-            has = _carries(mine, f)
-            if not has and any(shape[i] > 1 for i in axes):
-                tracer.atoms.freeze(f, f"meets numbers of its own size that carry no channels{tracer.where()}")
-            if not has:
+            if not _carries(mine, f):
                 is_zero = not isinstance(a, Tensor) and a == 0
                 noises.append("" if is_zero else f"a constant is added{tracer.where()}")
         if fields and mine:
@@ -486,6 +599,11 @@ def _binary(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> 
             all(la.constant or not isinstance(a, Tensor) for a, la in zip(operands, labels, strict=True)),
         ),
     )
+
+
+def _aligned_shape(value: Any, ndim: int) -> tuple[int, ...]:
+    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+    return (1,) * (ndim - len(shape)) + shape
 
 
 def _carries(fields: Sequence[Ints], field: Ints) -> bool:
@@ -535,20 +653,10 @@ def _view(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> No
                 for i in right:
                     shape[new[i]] = out.shape[new[i]]
         rest = np.broadcast_to(f, full).reshape(shape)
-        for left, right in groups:
-            mine = [old[i] for i in left]
-            varied = [i for i in mine if f.shape[i] > 1]
-            now = [new[i] for i in right if _varies(rest, new[i])]
-            if len(varied) == 1 and len(now) > 1:  # split: keep it rectangular
-                for i in now[:-1]:
-                    first = rest.take([0], i)
-                    tracer.atoms.glue(rest, first)
+        rest = _squeezed(rest)
+        tracer.splits += [(rest, axes) for _, right in groups if len(axes := [new[i] for i in right if rest.shape[new[i]] > 1]) > 1]
         fields.append(rest)
     tracer.put(out, _Label(tuple(fields), label.noise, label.constant))
-
-
-def _varies(f: Ints, axis: int) -> bool:
-    return f.shape[axis] > 1 and not np.array_equal(np.broadcast_to(f.take([0], axis), f.shape), f)
 
 
 @_rule("permute", "transpose", "t", "swapaxes", "movedim")
@@ -590,8 +698,10 @@ def _along(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> N
     x, *options = args
     axes = options[1] if name == "roll" and len(options) > 1 else options[0] if name != "roll" else range(x.ndim)
     label = tracer.label(x)
-    if any(label.along(axis) for axis in ([axes] if isinstance(axes, int) else axes)):
-        raise _Frozen(f"`{name}`{tracer.where()} runs over channels")
+    for axis in [axes] if isinstance(axes, int) else axes:
+        label = tracer.collapse(label, axis)
+        if label.along(axis):
+            raise _Frozen(f"`{name}`{tracer.where()} runs over channels")
     tracer.put(out, label)
 
 
@@ -636,7 +746,7 @@ def _cat(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Non
 
 
 def _join(tracer: _Tracer, parts: list[Tensor], axis: int, out: Tensor) -> None:
-    labels = [tracer.label(t) for t in parts]
+    labels = [tracer.collapse(tracer.label(t), axis) for t in parts]
     if len(parts) > 1 and all(la.constant for la in labels) and any(f.shape[axis] == 1 for f in labels[0].fields):
         raise _Frozen(f"parameters are joined{tracer.where()}")
     joined, others = [], []
@@ -696,6 +806,8 @@ def _part(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     default = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": 1}.get(name, 1)
     axis = (args[default] if len(args) > default else kwargs.get("dim", 0)) % x.ndim
     label = tracer.label(x)
+    if name in ("select", "slice", "narrow", "index_select"):  # a part of each head, such as half of it
+        label = tracer.collapse(label, axis)
     index = torch.arange(x.shape[axis])
     if name in ("split", "split_with_sizes", "chunk"):
         sizes = [t.shape[axis] for t in out]
@@ -729,20 +841,87 @@ def _part(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
         tracer.put(t, _Label(tuple(fields), label.noise, label.constant))
 
 
-@_rule("bmm")
+@_rule("bmm", "baddbmm")
 def _products(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
-    """Many matrix products side by side, whose number carries no channels."""
-    if any(tracer.label(t).along(0) for t in args):
-        raise _Frozen(f"each channel has a matrix product of its own{tracer.where()}")
-    _matrix(tracer, name, args, kwargs, out)
+    """Many matrix products side by side, (b, n, k) @ (b, k, m): attention has one for each head."""
+    bias, a, b = args[:3] if name == "baddbmm" else (None, *args)
+    la, lb = tracer.collapse(tracer.label(a), 2), tracer.collapse(tracer.label(b), 1)
+    weight, x, lw, lx, inner_w, inner_x = (b, a, lb, la, 1, 2) if lb.constant else (a, b, la, lb, 2, 1)
+    inputs, columns = _single(tracer, lx.along(inner_x), inner_x), _single(tracer, lw.along(inner_w), inner_w)
+    tracer.reads(x, weight, inputs, columns)
+    outer_w = [f for f in lw.fields if f.shape[inner_w] == 1]
+    outer_x = [f for f in lx.fields if f.shape[inner_x] == 1]
+    if lw.constant and not lx.constant:
+        for f in outer_w:
+            tracer.give_role(lw, f, "produces")
+    shapes = {id(a): (a.shape[0], a.shape[1], 1), id(b): (b.shape[0], 1, b.shape[2])}
+    fields = tracer.meet([(outer_w, shapes[id(weight)]), (outer_x, shapes[id(x)])])
+    # a product is zero where one of its factors is
+    silent = [
+        label for label, mine in ((lw, outer_w), (lx, outer_x))
+        if not label.noise and not (label.constant and not lx.constant) and all(_carries(mine, f) for f in fields)
+    ]  # fmt: skip
+    noise = "" if silent or (lw.constant and not lx.constant and not lx.noise) else lx.noise or lw.noise or "a product"
+    tracer.put(out, _Label(tuple(fields), noise, lx.constant and lw.constant))
+    if bias is not None:
+        _binary(tracer, "add", (out, bias), {}, out)
+
+
+_ATTENTION = (
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_fused_attention_overrideable",
+)  # fmt: skip
+
+
+def _repeated(label: _Label, axis: int, times: int) -> _Label:
+    """A label with each entry along an axis repeated."""
+    fields = tuple(np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in label.fields)
+    return replace(label, fields=fields)
+
+
+@_rule(*_ATTENTION)
+def _attention(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
+    """Queries (b, h, n, d), keys (b, h, m, d), values (b, h, m, v): whole heads, and channels of the values."""
+    query, key, value = args[:3]
+    masks = (*args[3:4], kwargs.get("attn_mask"), kwargs.get("attn_bias"))
+    mask = next((m for m in masks if isinstance(m, Tensor)), None)
+    result = out[0] if isinstance(out, tuple | list) else out
+    groups = query.shape[-3] // key.shape[-3]  # queries that share a head of keys and values
+    lq, lk, lv = tracer.label(query), *(_repeated(tracer.label(t), t.ndim - 3, groups) for t in (key, value))
+    lq, lk = tracer.collapse(lq, query.ndim - 1), tracer.collapse(lk, key.ndim - 1)
+    for label, t in ((lq, query), (lk, key)):
+        for f in label.along(t.ndim - 1):
+            tracer.atoms.freeze(f, f"the scale of attention{tracer.where()} follows these channels")
+    rest = [[f for f in label.fields if f.shape[-1] == 1] for label in (lq, lk)]
+    lv = tracer.collapse(lv, value.ndim - 2)
+    operands = [
+        (rest[0], (*query.shape[:-1], 1)),
+        (rest[1], (*query.shape[:-2], 1, 1)),
+        (lv.fields, (*query.shape[:-2], 1, value.shape[-1])),
+    ]
+    for label, t in ((lq, query), (lk, key), (lv, value)):
+        if any(f.shape[-2] > 1 for f in label.fields):
+            raise _Frozen(f"attention{tracer.where()} runs over channels")
+    if mask is not None:
+        lm = tracer.collapse(tracer.label(mask), mask.ndim - 1)
+        heads = [_aligned(f, result.ndim) for f in lm.fields]
+        operands.append((heads, (*tracer.extent(mask, result.ndim)[:-2], 1, 1)))
+        if lm.constant:
+            for f in lm.fields:
+                tracer.give_role(lm, f, "adds")
+    fields = tracer.meet(operands)
+    quiet = not lv.noise and all(_carries(lv.fields, f) for f in fields)
+    tracer.put(result, _Label(tuple(fields), "" if quiet else lv.noise or f"attention{tracer.where()}"))
 
 
 @_rule("mm", "addmm")
 def _matrix(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
-    bias, a, b = args if name == "addmm" else (None, *args)
-    left, right = out.ndim - 1, out.ndim - 2  # the axes of a and b that are summed over
-    weight, x, inner_w, inner_x = (b, a, right, left) if tracer.label(b).constant else (a, b, left, right)
-    lx, lw = tracer.label(x), tracer.label(weight)
+    bias, a, b = args[:3] if name == "addmm" else (None, *args)
+    # a is summed over its axis 1, b over its axis 0
+    weight, x, inner_w, inner_x = (b, a, 0, 1) if tracer.label(b).constant else (a, b, 1, 0)
+    lx, lw = tracer.collapse(tracer.label(x), inner_x), tracer.collapse(tracer.label(weight), inner_w)
     inputs, columns = _single(tracer, lx.along(inner_x), inner_x), _single(tracer, lw.along(inner_w), inner_w)
     tracer.reads(x, weight, inputs, columns)
     rows = tuple(f for f in lw.fields if f.shape[inner_w] == 1)
@@ -863,20 +1042,47 @@ def _batch_norm(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) ->
     tracer.put(out[0], label)
 
 
-@_rule("native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm")
+@_rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm")
 def _wide_norm(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     x = args[0]
     result = out[0] if isinstance(out, tuple | list) else out
     label = tracer.label(x)
-    axes = [1] if name == "native_group_norm" else list(range(x.ndim - len(args[1]), x.ndim))
     reason = f"`{name.removeprefix('native_')}`{tracer.where()} takes statistics over the channels"
-    for f in label.fields:
-        if any(f.shape[i] > 1 for i in axes):
+    for axis in range(x.ndim - len(args[1]), x.ndim):
+        label = tracer.collapse(label, axis)  # over the channels of a head, for each head
+        for f in label.along(axis):
             tracer.atoms.freeze(f, reason)
-    for t in args[1:]:
+    for t in args[2:]:
         for f in tracer.label(t).fields:
             tracer.atoms.freeze(f, reason)
     tracer.put(result, _Label(label.fields, reason))
+
+
+@_rule("native_group_norm", "group_norm")
+def _group_norm(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
+    """Statistics over the channels of a group: whole groups go. A group of zeros leaves as its shift."""
+    x, weight, bias = args[:3]
+    groups = args[7] if name == "native_group_norm" else args[1]
+    if name == "group_norm":
+        weight, bias = (*args[2:4], None, None)[:2]
+    result = out[0] if isinstance(out, tuple | list) else out
+    label = tracer.label(x)
+    if any(f.size != f.shape[1] for f in label.fields):
+        raise _Frozen(f"a group norm{tracer.where()} runs over channels")
+    channels = _single(tracer, label.along(1), 1)
+    for vector, role in ((weight, "scales"), (bias, "adds")):
+        atoms = _single(tracer, tracer.label(vector).fields, 0) if isinstance(vector, Tensor) else None
+        if atoms is None:
+            continue
+        tracer.give_role(tracer.label(vector), atoms, cast(Role, role))
+        if channels is None:
+            tracer.atoms.freeze(atoms, f"normalises what carries no channels{tracer.where()}")
+        else:
+            tracer.atoms.glue(atoms, channels)
+    if channels is not None:
+        split = channels.reshape(groups, -1)
+        tracer.atoms.glue(split, split[:, :1])
+    tracer.put(result, label)
 
 
 @_rule("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "max_pool1d", "avg_pool1d", "avg_pool2d",
@@ -922,25 +1128,52 @@ def _fixed(tracer: _Tracer, count: int, field: Ints, axis: int) -> Ints:
     return atoms.reshape([count if i == axis else 1 for i in range(field.ndim)])
 
 
-@_rule("mean", "sum", "amax", "amin", "max", "min", "var", "std")
+@_rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "linalg_vector_norm", "logsumexp", "prod", "any", "all")
 def _reduce(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     x = args[0]
-    axes = args[1] if len(args) > 1 and args[1] is not None else kwargs.get("dim")
+    place = 2 if name == "linalg_vector_norm" else 1
+    axes = args[place] if len(args) > place and args[place] is not None else kwargs.get("dim")
     axes = list(range(x.ndim)) if axes is None or axes == [] else ([axes] if isinstance(axes, int) else axes)
     axes = [a % x.ndim for a in axes]
     label = tracer.label(x)
+    for axis in axes:
+        label = tracer.collapse(label, axis)
     if any(f.shape[i] > 1 for f in label.fields for i in axes):
         raise _Frozen(f"`{name}`{tracer.where()} is taken over channels")
     result = out[0] if isinstance(out, tuple | list) else out
     keeps = result.ndim == x.ndim
     fields = label.fields if keeps else tuple(f.squeeze(tuple(axes)) for f in label.fields)
-    tracer.put(result, _Label(fields, label.noise, label.constant))
+    quiet = name not in ("logsumexp", "all")
+    noise = label.noise or ("" if quiet else f"`{name}`{tracer.where()}")
+    tracer.put(result, _Label(fields, noise, label.constant))
 
 
-@_rule("_softmax", "_log_softmax")
+@_rule("index")
+def _index(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Entries picked by tensors of numbers, on one axis or on some side by side."""
+    x, indices = args[0], args[1]
+    label = tracer.label(x)
+    picked = [i for i, index in enumerate(indices) if index is not None]
+    if any(index is not None and index.dtype == torch.bool for index in indices) or picked != list(
+        range(picked[0], picked[-1] + 1)
+    ):
+        raise _Frozen(f"channels are picked by computed indices{tracer.where()}")
+    for axis in picked:
+        label = tracer.collapse(label, axis)
+        for f in label.along(axis):
+            tracer.atoms.freeze(f, f"entries are picked by computed indices{tracer.where()}")
+    added = out.ndim - (x.ndim - len(picked))
+    fields = []
+    for f in label.fields:
+        if not any(f.shape[i] > 1 for i in picked):
+            fields.append(f.reshape(*f.shape[: picked[0]], *[1] * added, *f.shape[picked[-1] + 1 :]))
+    tracer.put(out, _Label(tuple(fields), label.noise, label.constant))
+
+
+@_rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 def _softmax(tracer: _Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
     x, axis = args[0], args[1] % args[0].ndim
-    label = tracer.label(x)
+    label = tracer.collapse(tracer.label(x), axis)
     if label.along(axis):
         raise _Frozen(f"softmax{tracer.where()} is taken over channels")
     tracer.put(out, _Label(label.fields, f"softmax{tracer.where()}"))
@@ -991,7 +1224,9 @@ def meta_copy(model: nn.Module, *, real: bool = False) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         values = tensor.detach().clone() if real else torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
-    return set_mode(copy.deepcopy(model, memo), False)
+    shadow = copy.deepcopy(model, memo)
+    make_cuttable(shadow)
+    return set_mode(shadow, False)
 
 
 def on_meta(value: Any, *, real: bool = False) -> Any:
@@ -1089,6 +1324,7 @@ def _trace(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> 
         for t in tensors_in(outputs):
             for f in tracer.label(t).fields:
                 tracer.atoms.freeze(f, "is an output of the model")
+    tracer.settle()
     return tracer
 
 
@@ -1105,25 +1341,29 @@ def _collect(atoms: _Atoms) -> Axes:
     roots = atoms.roots()
     frozen_roots = {int(roots[a]): reason for a, reason in reversed(atoms.reasons.items())}
     grouped_roots = {int(roots[a]) for a in atoms.grouped}
+    contracted_roots = {int(roots[a]) for a in atoms.contracted}
     noisy_roots = {int(roots[a]): reason for a, reason in reversed(atoms.noise.items())}
     members: dict[int, dict[tuple[str, int], list[int]]] = {}
     frozen: dict[tuple[str, int], str] = {}
+    stays = np.zeros(atoms.count, np.bool_)
+    stays[list(frozen_roots)] = True
     for tensor, axis, first, count in atoms.owners:
         if not tensor:
             continue
-        for index in range(count):
-            root = int(roots[first + index])
-            if root in frozen_roots:
-                frozen.setdefault((tensor, axis), frozen_roots[root])
-            else:
-                members.setdefault(root, {}).setdefault((tensor, axis), []).append(index)
+        own = roots[first : first + count]
+        kept = stays[own]
+        if kept.any():
+            frozen[tensor, axis] = frozen_roots[int(own[kept][0])]
+        for index in np.flatnonzero(~kept):
+            members.setdefault(int(own[index]), {}).setdefault((tensor, axis), []).append(int(index))
     grouped: dict[tuple[Any, ...], list[dict[tuple[str, int], list[int]]]] = {}
     for root, places in members.items():
         least = 2 if root in grouped_roots else 1
-        signature = (tuple((k, len(v)) for k, v in sorted(places.items())), noisy_roots.get(root, ""), least)
+        shape = tuple((k, len(v)) for k, v in sorted(places.items()))
+        signature = (shape, noisy_roots.get(root, ""), least, root in contracted_roots)
         grouped.setdefault(signature, []).append(places)
     classes = []
-    for (signature, noise, least), parts in grouped.items():
+    for (signature, noise, least, contracted), parts in grouped.items():
         keys = [key for key, _ in signature]
         if len(parts) <= least:
             for key in keys:
@@ -1139,5 +1379,5 @@ def _collect(atoms: _Atoms) -> Axes:
             for t, a in order
         )
         norms = tuple(n for n in atoms.norms if any(s.tensor == n.mean for s in slots))
-        classes.append(ChannelClass(slots, noise, least, norms))
+        classes.append(ChannelClass(slots, noise, least, norms, contracted=contracted))
     return Axes(tuple(classes), tuple(FrozenAxis(t, a, reason) for (t, a), reason in sorted(frozen.items())))

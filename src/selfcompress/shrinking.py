@@ -28,7 +28,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from .attention import make_cuttable
 from .axes import (
+    Attribute,
     Axes,
     ChannelClass,
     FrozenAxis,
@@ -244,7 +246,7 @@ def find_dead(model: nn.Module, axes: Axes, kept: Kept) -> Plan:
                 continue
             produced, added = _emits(living, c, left)
             is_silent = ~produced & ~added if not c.noise else np.zeros(len(left), np.bool_)
-            readers = c.having("reads")
+            readers = () if c.contracted else c.having("reads")
             is_unread = np.ones(len(left), np.bool_) if readers else np.zeros(len(left), np.bool_)
             for slot in readers:
                 is_unread &= ~living.any(slot, left)
@@ -427,8 +429,20 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
             own += [*parametrization.parameters(recurse=False), *parametrization.buffers(recurse=False)]
         if any(id(tensor) in changed for tensor in own):
             sync_sizes(module)
+    for c, was, now in zip(axes.classes, before.members, after.members, strict=True):
+        for attribute in c.attributes if was != now else ():
+            set_size(model.get_submodule(attribute.module), attribute.name, attribute.value * len(now) // c.size)
 
 
+def set_size(module: nn.Module, name: str, value: int) -> None:
+    """Set a number that follows a size, such as `num_heads`, and note its first value in `original_sizes`."""
+    originals = vars(module).setdefault(ORIGINAL_SIZES, {})
+    originals.setdefault(name, getattr(module, name))
+    setattr(module, name, value)
+
+
+ORIGINAL_SIZES = "_original_sizes"
+"""Attribute of a module that names those of its attributes that `set_size` has set, with their first values."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -449,6 +463,14 @@ def sync_sizes(module: nn.Module) -> None:
         module.out_features, module.in_features = _stored(module, "weight").shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = _stored(module, "weight").shape
+    elif isinstance(module, nn.GroupNorm):
+        channels = len(module.weight) if module.affine else module.num_channels
+        module.num_groups = module.num_groups * channels // module.num_channels
+        module.num_channels = channels
+    elif isinstance(module, nn.MultiheadAttention):
+        make_cuttable(module)
+        rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
+        module.num_heads = rows // module.head_dim
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, _BATCH_NORMS):
@@ -535,10 +557,11 @@ def tried(model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> Axes
     """
     trial = _Trial(model, example_inputs, axes)
     classes = range(len(axes.classes))
-    broken = trial.blame(classes, lambda i: axes.classes[i].size - 1)
+    broken = trial.problems(classes)
+    if broken:
+        trial.let_follow(sorted(broken))
+        broken = {i: reason for i, reason in broken.items() if not trial.axes.classes[i].attributes}
     rest = [i for i in classes if i not in broken]
-    broken |= trial.moved(rest)
-    rest = [i for i in rest if i not in broken]
     lonely = trial.blame(rest, lambda i: axes.classes[i].least)
     broken |= {i: reason for i, reason in lonely.items() if axes.classes[i].size <= 2}
     stays = tuple(
@@ -546,8 +569,32 @@ def tried(model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> Axes
         for i, reason in broken.items()
         for s in axes.classes[i].slots
     )
-    kept = tuple(replace(c, least=2) if i in lonely else c for i, c in enumerate(axes.classes) if i not in broken)
-    return Axes(kept, tuple(sorted((*axes.frozen, *stays), key=lambda f: (f.tensor, f.axis))))
+    kept = tuple(replace(c, least=2) if i in lonely else c for i, c in enumerate(trial.axes.classes) if i not in broken)
+    return replace(axes, classes=kept, frozen=tuple(sorted((*axes.frozen, *stays), key=lambda f: (f.tensor, f.axis))))
+
+
+def _kind(attribute: Attribute) -> tuple[str, str]:
+    """What an attribute has in common with those of the same module in other blocks."""
+    return re.sub(r"\d+", "", attribute.module), attribute.name
+
+
+def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
+    """Numbers in the modules around a class that say how many members, heads or channels it has."""
+    sizes = {c.size, *(len(s.indices) * len(s.indices[0]) for s in c.slots)}
+    found: dict[tuple[str, str], int] = {}
+    for slot in c.slots:
+        leaf = slot.tensor.rpartition(".")[0]
+        for path in (leaf, leaf.rpartition(".")[0]):
+            module = model.get_submodule(path)
+            if type(module).__module__.startswith("torch.nn.modules"):
+                continue  # see `sync_sizes`
+            for name, value in vars(module).items():
+                if not isinstance(value, int) or isinstance(value, bool) or name.startswith("_"):
+                    continue
+                counts_heads = "head" in name and "dim" not in name and "size" not in name
+                if value in sizes or (counts_heads and value > 0 and value % c.size == 0):
+                    found[path, name] = value
+    return [Attribute(path, name, value) for (path, name), value in found.items()]
 
 
 class _Trial:
@@ -558,24 +605,26 @@ class _Trial:
         self.expected, self.real = _runs(model, example_inputs, real=False), False
         if len(self.expected) < 2:  # see `find_axes`
             self.expected, self.real = _runs(model, example_inputs, real=True), True
+        if len(self.expected) == 2 and self.expected[True] == self.expected[False]:
+            del self.expected[True]  # both modes do the same: one will do
 
     def blame(self, classes: Iterable[int], members_left: Callable[[int], int]) -> dict[int, str]:
         """Those of the classes with which the network is not the same when that many members are left, and why."""
         broken: dict[int, str] = {}
 
-        def search(indices: Sequence[int]) -> None:
-            reason = self._breaks({i: members_left(i) for i in indices})
-            if reason is not None and len(indices) == 1:
-                broken[indices[0]] = reason
+        def search(units: Sequence[Sequence[int]]) -> None:
+            reason = self._breaks({i: members_left(i) for unit in units for i in unit})
+            if reason is not None and len(units) == 1:
+                broken.update(dict.fromkeys(units[0], reason))
             elif reason is not None:
-                half = len(indices) // 2
-                search(indices[:half])
-                search(indices[half:])
+                half = len(units) // 2
+                search(units[:half])
+                search(units[half:])
 
         remaining = list(classes)
         while remaining:
             known = len(broken)
-            search(remaining)
+            search(self._alike(remaining))
             if len(broken) == known:
                 if self._breaks({i: members_left(i) for i in remaining}) is not None:
                     # each half runs, the whole does not: trust none of them
@@ -583,6 +632,57 @@ class _Trial:
                 break
             remaining = [i for i in remaining if i not in broken]
         return broken
+
+    def _alike(self, classes: Iterable[int]) -> list[list[int]]:
+        """The classes grouped by what they are called but for numbers: what breaks one block breaks all of them."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in classes:
+            slots = self.axes.classes[i].slots
+            groups.setdefault(tuple(re.sub(r"\d+", "", str(slot)) for slot in slots), []).append(i)
+        return list(groups.values())
+
+    def problems(self, classes: Iterable[int]) -> dict[int, str]:
+        """Those of the classes that cannot lose a member, and why."""
+        broken = self.blame(classes, lambda i: self.axes.classes[i].size - 1)
+        return broken | self.moved([i for i in classes if i not in broken])
+
+    def let_follow(self, classes: Iterable[int]) -> None:
+        """Find the numbers in the network's code that have to follow these classes, as few as will do."""
+        for alike in self._alike(classes):
+            self._let_follow(alike)
+
+    def _let_follow(self, alike: Sequence[int]) -> None:
+        names = {i: _may_follow(self.model, self.axes.classes[i]) for i in alike}
+        kinds = {_kind(a) for attributes in names.values() for a in attributes}
+        left = {i: self.axes.classes[i].size - 1 for i in alike}
+
+        def assign(chosen: set[tuple[str, str]]) -> None:
+            following = {i: tuple(a for a in names[i] if _kind(a) in chosen) for i in alike}
+            changed = (replace(c, attributes=following.get(i, c.attributes)) for i, c in enumerate(self.axes.classes))
+            self.axes = replace(self.axes, classes=tuple(changed))
+
+        def progress(chosen: set[tuple[str, str]]) -> float:
+            """How many operators run before it breaks."""
+            assign(chosen)
+            return self._progress(left)
+
+        chosen: set[tuple[str, str]] = set()
+        best = progress(chosen)
+        while best < float("inf"):
+            further = {kind: progress(chosen | {kind}) for kind in sorted(kinds - chosen)}
+            kind = max(further, key=further.__getitem__, default=None)
+            if kind is None or further[kind] <= best:
+                break
+            chosen, best = chosen | {kind}, further[kind]
+        assign(chosen)
+        if best < float("inf") or not self.problems(alike):
+            if best < float("inf"):
+                assign(set())
+            return
+        for kind in sorted(kinds - chosen):  # it runs, but computes something else
+            if progress(chosen | {kind}) == float("inf") and not self.problems(alike):
+                return
+        assign(set())
 
     def moved(self, classes: Iterable[int]) -> dict[int, str]:
         """Those of the classes whose channels are tied otherwise once one of them is gone, as positions are fixed."""
@@ -628,3 +728,20 @@ class _Trial:
         except Exception as error:
             return where_in_code(error)
         return None
+
+    def _progress(self, left: dict[int, int]) -> float:
+        """How many operators run before it breaks with so many members of these classes; infinity if it does not."""
+        done = 0
+        try:
+            shadow, _ = self._cut(left)
+            for training in self.expected:
+                noted = _Numbers()
+                try:
+                    set_mode(shadow, training)
+                    with undisturbed(), noted, warnings.catch_warnings(action="ignore"):
+                        shadow(*on_meta(self.inputs, real=self.real))
+                finally:
+                    done += len(noted.seen)
+        except Exception:
+            return done
+        return float("inf")
