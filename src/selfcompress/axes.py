@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from dataclasses import fields as dataclass_fields
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -1330,8 +1331,8 @@ def _trace(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> 
 
 def where_in_code(error: Exception) -> str:
     """Message and line of user code of an error."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages/torch" not in f.filename]
-    frames = [f for f in frames if f.filename != __file__]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages/torch/" not in f.filename]
+    frames = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]  # the recipes' code is a user's
     place = f" (`{frames[-1].line}`, {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{str(error).splitlines()[0] if str(error) else type(error).__name__}{place}"
 

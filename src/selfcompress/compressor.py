@@ -14,6 +14,8 @@ every `check_every` steps, and cut when they were dead at two looks in a row. Bo
 resumed run does the same at the same step; the models in use are part of the state.
 """
 
+import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .axes import Axes, find_axes
+from .axes import Axes, ChannelClass, find_axes, meta_copy
 from .coder import LevelModel, integers_bits
 from .container import LevelTensor, size_bits, write
-from .converting import Compressed, Format, convert
+from .converting import Compressed, Format, convert, plain_name
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .packing import contents_of, pack
 from .quantizer import GRIDS, MAX_BITS, Grid
@@ -35,7 +37,7 @@ from .shrinking import Kept, Plan, Positions, apply_plan, find_dead, resize, sil
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
-STATE_VERSION = 1
+STATE_VERSION = 2
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 SILENCE_PER_STEP = 1e-3
@@ -80,15 +82,16 @@ class SelfCompressor:
     Args:
         model: any network with Conv, ConvTranspose, Linear or Embedding layers; quantizers are attached in place.
         example_inputs: what `model(*example_inputs)` takes, to find out which channels depend on each other.
-        gamma: compression factor γ, weight of the size in the loss; 0 leaves out the price, more gives smaller files.
+        gamma: compression factor γ >= 0, weight of the size in the loss; 0 leaves out the price, more gives smaller
+            files.
         rate: `"code-length"`, the bits that the file takes, or `"bit-depth"`, as published.
         grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
         coupled: for bit depth, eq. 5 in place of eq. 4.
         initial_bits: bit depth to start from.
         include: names of further parameters to compress.
         skip: names of parameters or modules to leave in float.
-        refresh_every: steps between two fits of the probability models.
-        check_every: steps between two looks for dead channels; 0 never cuts.
+        refresh_every: steps between two fits of the probability models, >= 1.
+        check_every: steps between two looks for dead channels, >= 0; 0 never cuts.
 
     Attributes:
         gamma: may be set at any time.
@@ -97,7 +100,8 @@ class SelfCompressor:
         history: a `StepReport` for every cut.
 
     Raises:
-        UsageError: nothing to compress, an example input that does not fit, an unknown option.
+        UsageError: nothing to compress, an example input that does not fit, an unknown option. NonFiniteError: a weight
+            is NaN or infinite. The model is left alone then.
     """
 
     def __init__(
@@ -121,6 +125,10 @@ class SelfCompressor:
             raise UsageError(f"grid: expected one of {', '.join(f'`{g}`' for g in GRIDS)}, found `{grid}`")
         if coupled and rate != "bit-depth":
             raise UsageError('coupled: eq. 5 is a form of the bit depth\nhint: use `rate="bit-depth"` with it')
+        if refresh_every < 1:
+            raise UsageError(f"refresh_every: expected 1 step or more, found {refresh_every}")
+        if check_every < 0:
+            raise UsageError(f"check_every: expected 0 steps or more, found {check_every}\nhint: 0 never cuts")
         self.model, self.rate, self.coupled = model, rate, coupled
         self.gamma = gamma
         self.refresh_every, self.check_every = refresh_every, check_every
@@ -143,9 +151,20 @@ class SelfCompressor:
         self._tables: dict[str, PriceTable] = {}
         self._side_bits = self._fixed_bits = 0.0
         self._priced = self._backpropagated = False
-        self._checked_optimizers: set[int] = set()
+        self._checked_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._find_inputs()
         self._measure_fixed()
+
+    @property
+    def gamma(self) -> float:
+        """The compression factor γ; may be set at any time. Raises `UsageError` if it is negative or not finite."""
+        return self._gamma
+
+    @gamma.setter
+    def gamma(self, value: float) -> None:
+        if not 0 <= value < math.inf:
+            raise UsageError(f"gamma: expected a finite number of 0 or more, found {value}")
+        self._gamma = value
 
     def param_groups(
         self, *, lr: float, weight_decay: float = 0.0, format_lr: float | None = None
@@ -189,18 +208,25 @@ class SelfCompressor:
         """
         if self.rate == "code-length" and not self._tables:
             self._refresh()
-        penalty = self.gamma / self.weights_total * self._bits()
+        # a loss may be computed in half precision, the size is not
+        with torch.autocast(self.compressed[0].original.device.type, enabled=False):
+            penalty = self.gamma / self.weights_total * self._bits()
         self._priced = True
-        if penalty.requires_grad:
+        if self.gamma == 0:
+            self._backpropagated = True  # nothing to go back
+        elif penalty.requires_grad:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
         return penalty
 
     def penalty_bytes(self) -> float:
-        """The size that `penalty` charges for at this moment, in bytes: Q·N / 8."""
+        """The size that `penalty` charges for at this moment, with models fitted for it, in bytes: Q·N / 8."""
+        in_use = self._tables, self._side_bits
         if self.rate == "code-length":
             self._refresh()
         with torch.no_grad():
-            return float(self._bits()) / 8
+            size = float(self._bits()) / 8
+        self._tables, self._side_bits = in_use  # training goes on as if nobody had looked
+        return size
 
     def size(self) -> Size:
         """The exact size now: of the file that `save` would write (without metadata), and of the network."""
@@ -224,18 +250,21 @@ class SelfCompressor:
 
         Raises:
             CallOrderError: the penalty was not part of the loss, or `backward` was not called.
-            UsageError: the optimizer lacks the formats. NonFiniteError: a weight is NaN or infinite.
+            UsageError: the optimizer lacks the formats. NonFiniteError: a weight or a format is NaN or infinite, which
+                is looked for at every refresh and at every look for dead channels.
         """
         self._check_call(optimizer)
         self._priced = self._backpropagated = False
         self._steps += 1
+        look = bool(self.check_every) and self._steps % self.check_every == 0
+        refresh = self._steps % self.refresh_every == 0
+        if look or refresh:
+            self._check_finite()
         with torch.no_grad():
             for tensor in self.compressed:
                 tensor.quantizer.bits.clamp_(0.0, MAX_BITS)
-        plan = None
-        if self.check_every and self._steps % self.check_every == 0:
-            plan = self._look(optimizer)
-        if self.rate == "code-length" and (plan or self._steps % self.refresh_every == 0):
+        plan = self._look(optimizer) if look else None
+        if self.rate == "code-length" and (plan or refresh):
             self._refresh()
         report = StepReport(self._steps, plan)
         if report:
@@ -256,6 +285,8 @@ class SelfCompressor:
             "gamma": self.gamma,
             "suspects": self._suspects.to_dict() if self._suspects else None,
             "tables": {name: _model_to_dict(table.model) for name, table in self._tables.items()},
+            "side_bits": self._side_bits,
+            "fixed_bits": self._fixed_bits,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -267,16 +298,23 @@ class SelfCompressor:
             CheckpointError: not such a state, or one of another network or with other options; nothing is changed then.
         """
         self._check_state(state)
-        kept = Kept.from_dict(state["kept"])
-        resize(self.model, self.axes, kept)
+        try:
+            kept = Kept.from_dict(state["kept"])
+            suspects = Plan.from_dict(state["suspects"]) if state["suspects"] else None
+            models = {name: _model_from_dict(values) for name, values in state["tables"].items()}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"state: damaged: {type(error).__name__}: {error}") from error
+        self._check_shapes(state["model"], kept)
+        if kept != self._kept:
+            resize(self.model, self.axes, kept)
         self._kept = kept
         self.model.load_state_dict(state["model"])
-        self._steps, self.gamma = state["steps"], state["gamma"]
-        self._suspects = Plan.from_dict(state["suspects"]) if state["suspects"] else None
+        self._steps, self.gamma, self._suspects = state["steps"], state["gamma"], suspects
         self._priced = self._backpropagated = False
         self._find_inputs()
-        self._measure_fixed()
-        self._set_tables({name: _model_from_dict(values) for name, values in state["tables"].items()})
+        self._set_tables(models)
+        # as they were measured, on weights of an earlier step
+        self._side_bits, self._fixed_bits = state["side_bits"], state["fixed_bits"]
 
     def _config(self) -> dict[str, Any]:
         quantizers = {
@@ -291,6 +329,9 @@ class SelfCompressor:
                 f"state: expected one made by `SelfCompressor.state_dict()`, version {STATE_VERSION}, found "
                 + (f"version {state.get('version')}" if isinstance(state, dict) else f"a `{type(state).__name__}`")
             )
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise CheckpointError(f"state: lacks {', '.join(f'`{key}`' for key in sorted(missing))}")
         ours, theirs = self._config(), state["config"]
         for key in ("rate", "coupled"):
             if ours[key] != theirs[key]:
@@ -306,6 +347,28 @@ class SelfCompressor:
                     "hint: build the network with the code and the options it was saved with"
                 )
 
+    def _check_shapes(self, tensors: dict[str, Any], kept: Kept) -> None:
+        """Try on a copy without numbers whether the network, made as small as `kept` says, takes these tensors."""
+        shadow = meta_copy(self.model)
+        if kept != self._kept:
+            if self._kept != Kept.full(self.axes):
+                raise CheckpointError(
+                    "model: channels have been cut from it already, others than in the checkpoint\n"
+                    "hint: load into a freshly built network with a new SelfCompressor around it"
+                )
+            resize(shadow, self.axes, kept)
+        ours, theirs = (
+            {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+            for state in (shadow.state_dict(), tensors)
+        )
+        for name in sorted(ours.keys() | theirs.keys()):
+            found, expected = ours.get(name, "nothing"), theirs.get(name, "nothing")
+            if found != expected:
+                raise CheckpointError(
+                    f"`{plain_name(name)}`: {expected} in the checkpoint, {found} here\n"
+                    "hint: build the network with the code and the options it was saved with"
+                )
+
     def _check_call(self, optimizer: Optimizer) -> None:
         if not self._priced:
             raise CallOrderError(
@@ -313,12 +376,12 @@ class SelfCompressor:
                 "hint: `loss = task_loss + compressor.penalty()`, then `loss.backward()`, `optimizer.step()` and "
                 "`compressor.step(optimizer)`"
             )
-        if not self._backpropagated and self.gamma > 0:
+        if not self._backpropagated:
             raise CallOrderError(
                 "step: the penalty took no part in `backward()`\n"
                 "hint: add `compressor.penalty()` to the loss before `loss.backward()`"
             )
-        if id(optimizer) in self._checked_optimizers:
+        if optimizer in self._checked_optimizers:
             return
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for tensor in self.compressed:
@@ -332,7 +395,7 @@ class SelfCompressor:
                         f"optimizer: lacks the {what} of `{tensor.name}`\n"
                         "hint: make it after the SelfCompressor, from `compressor.param_groups(lr=...)`"
                     )
-        self._checked_optimizers.add(id(optimizer))
+        self._checked_optimizers.add(optimizer)
 
     def _note_backward(self, grad: Tensor) -> None:
         self._backpropagated = True
@@ -349,15 +412,21 @@ class SelfCompressor:
 
     def _refresh(self) -> None:
         """Fit the probability models to the levels as they are now."""
-        models = {}
+        self._check_finite()
+        self._set_tables({c.name: fit(count(c.levels(), c.taps)) for c in self.compressed})
+
+    def _check_finite(self) -> None:
         for c in self.compressed:
-            if not bool(torch.isfinite(c.original).all()) or not bool(torch.isfinite(c.quantizer.exponent).all()):
-                raise NonFiniteError(
-                    f"`{c.name}`: NaN or infinity in the weights at step {self._steps}\n"
-                    "hint: lower the learning rate, or go back to the last checkpoint"
-                )
-            models[c.name] = fit(count(c.levels(), c.taps))
-        self._set_tables(models)
+            for what, values in (
+                ("weights", c.original),
+                ("bit depths", c.quantizer.bits),
+                ("exponents", c.quantizer.exponent),
+            ):
+                if not bool(torch.isfinite(values).all()):
+                    raise NonFiniteError(
+                        f"`{c.name}`: NaN or infinity in the {what} at step {self._steps}\n"
+                        "hint: lower the learning rate, or go back to the last checkpoint"
+                    )
 
     def _set_tables(self, models: dict[str, LevelModel]) -> None:
         self._tables, self._side_bits = {}, 0.0
@@ -383,7 +452,6 @@ class SelfCompressor:
         if not plan:
             return None
         self._kept = apply_plan(plan, self.model, self.axes, self._kept, optimizer)
-        self._suspects = None
         self._find_inputs()
         self._measure_fixed()
         return plan
@@ -396,49 +464,123 @@ class SelfCompressor:
             if inputs is None:
                 total = total + bit_depth(bits, c.rows().shape[1])
                 continue
-            feeding = inputs.bits()
-            taps = c.rows().shape[1] // len(feeding)
-            if self.coupled:
-                total = total + coupled_bit_depth(bits, feeding, taps)
-            else:
-                total = total + bit_depth(bits, taps * (feeding.detach() > 0).sum())
+            # groups of a transposed convolution; those of other convolutions share their input positions
+            groups = c.quantizer.groups
+            taps = c.rows().shape[1] * groups // inputs.length
+            parts = (bits, inputs.bits(), inputs.outside.to(bits.device))
+            for mine, feeding, outside in zip(*(p.view(groups, -1) for p in parts), strict=True):
+                if self.coupled:
+                    total = total + coupled_bit_depth(mine, feeding, taps)
+                else:
+                    total = total + bit_depth(mine, taps * (feeding.detach() > 0).sum())
+                total = total + bit_depth(mine, taps * outside.sum())
         return total
 
     def _find_inputs(self) -> None:
         """Which channels feed which inputs of the compressed weights; it changes with every cut."""
-        quantizers = {c.name: c for c in self._weights}
+        weights = {c.name: c for c in self._weights}
         positions = Positions(self.model, self.axes, self._kept)
-        sources: dict[str, list[tuple[Tensor, Tensor, nn.Parameter]]] = {}
+        self._inputs: dict[str, _Inputs] = {}
         for c, members in zip(self.axes.classes, self._kept.members, strict=True):
-            for reader in c.having("reads"):
-                for producer in c.having("produces"):
-                    if reader.tensor not in quantizers or producer.tensor not in quantizers:
-                        continue
-                    columns, rows = [], []
-                    for m in members:
-                        mine = positions.now(reader, m)
-                        columns += mine
-                        rows += [positions.now(producer, m)[0]] * len(mine)
-                    bits = quantizers[producer.tensor].quantizer.bits
-                    entry = (torch.tensor(columns), torch.tensor(rows), bits)
-                    sources.setdefault(reader.tensor, []).append(entry)
-        self._inputs = {name: _Inputs(entries) for name, entries in sources.items()}
+            producers = self._producers(c, members, positions)
+            for reader in c.having("reads") if producers else ():
+                weight = weights.get(reader.tensor)
+                if weight is None or weight.quantizer.axis == reader.axis:
+                    continue
+                owned = [positions.now(reader, m) for m in members]
+                inputs = self._inputs.setdefault(reader.tensor, _Inputs(weight.original.shape[reader.axis]))
+                inputs.connect(producers, owned)
+
+    def _producers(
+        self, c: ChannelClass, members: Sequence[int], positions: Positions
+    ) -> list[tuple[nn.Parameter, list[list[int]]]]:
+        """Bit depths of all that produces a class, and which of them belong to each member.
+
+        Nothing if the class is produced, in part, by what has no bit depths along it: then it is never without bits.
+        """
+        weights = {w.name: w for w in self._weights}
+        found = []
+        for producer in c.having("produces"):
+            weight = weights.get(producer.tensor)
+            if weight is None or weight.quantizer.axis != producer.axis:
+                return []
+            length = weight.original.shape[producer.axis]  # of one group, in a transposed convolution
+            starts = [g * length for g in range(weight.quantizer.groups)]
+            found.append(
+                (weight.quantizer.bits, [[s + i for s in starts for i in positions.now(producer, m)] for m in members])
+            )
+        return found
 
 
 class _Inputs:
-    """The channels that feed the inputs of a weight: (input positions, producer rows, producer bits) of each."""
+    """Which channels feed the inputs of a weight.
 
-    def __init__(self, sources: list[tuple[Tensor, Tensor, nn.Parameter]]) -> None:
-        self.sources = sources
-        self.length = 1 + max(int(columns.max()) for columns, _, _ in sources)
+    Attributes:
+        length: number of inputs.
+        outside: (length,) whether an input is fed by what has no bit depths, such as the network's own input.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.outside = torch.ones(length, dtype=torch.bool)
+        self._sources: list[_Source] = []
+
+    def connect(self, producers: Sequence[tuple[nn.Parameter, list[list[int]]]], inputs: list[list[int]]) -> None:
+        """Note that each member of a class owns these `inputs`, and these rows of each of its producers."""
+        columns, owners = _flattened(inputs)
+        self.outside[columns] = False
+        rows = [_flattened(rows) for _, rows in producers]
+        self._sources.append(
+            _Source(
+                bits=[bits for bits, _ in producers],
+                rows=[index for index, _ in rows],
+                members=torch.cat([member for _, member in rows]),
+                count=len(inputs),
+                columns=columns,
+                owners=owners,
+            )
+        )
 
     def bits(self) -> Tensor:
-        """(inputs,) bit depth of the channel that feeds each input; of several, as in a residual sum, the largest."""
-        result = self.sources[0][2].new_zeros(self.length)
-        for columns, rows, bits in self.sources:
-            here = torch.zeros_like(result).index_copy(0, columns.to(bits.device), bits[rows.to(bits.device)])
-            result = torch.maximum(result, here)
+        """(length,) bit depth of the channel that feeds each input, 0 for those from outside.
+
+        Where several weights produce a channel, as in a residual sum, it is the largest.
+        """
+        like = self._sources[0].bits[0]
+        result = like.new_zeros(self.length)
+        for s in self._sources:
+            produced = torch.cat([bits[index.to(bits.device)] for bits, index in zip(s.bits, s.rows, strict=True)])
+            # not from zero on: a zero would tie with a producer of no bits, and take half of its gradient
+            lowest = like.new_full((s.count,), -math.inf)
+            largest = lowest.scatter_reduce(0, s.members.to(like.device), produced, "amax")
+            result = result.index_copy(0, s.columns.to(like.device), largest[s.owners.to(like.device)])
         return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """The channels of a class that feed a weight."""
+
+    bits: list[nn.Parameter]
+    """Bit depths of each producer."""
+    rows: list[Tensor]
+    """Of each producer, the rows that belong to the class …"""
+    members: Tensor
+    """… and to which of its members, over all producers."""
+    count: int
+    """Number of members."""
+    columns: Tensor
+    """The inputs that belong to the class …"""
+    owners: Tensor
+    """… and to which of its members."""
+
+
+def _flattened(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """All entries of the lists, and the number of the list that each is from."""
+    return (
+        torch.tensor([i for part in lists for i in part]),
+        torch.tensor([number for number, part in enumerate(lists) for _ in part]),
+    )
 
 
 def _exponent_bits(tensor: Compressed, model: LevelModel) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .errors import UsageError
+from .errors import NonFiniteError, UsageError
 from .quantizer import ChannelQuantizer, Grid
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -124,6 +124,7 @@ def convert(
 
     Raises:
         UsageError: nothing can be compressed, the model is converted already, a name is unknown.
+        NonFiniteError: a weight is NaN or infinite. Nothing is changed then.
     """
     if any(isinstance(module, ChannelQuantizer) for module in model.modules()):
         raise UsageError(
@@ -135,7 +136,7 @@ def convert(
     owners: dict[int, list[str]] = {}
     for name, _, _, parameter in _named(model):
         owners.setdefault(id(parameter), []).append(name)
-    compressed: list[Compressed] = []
+    chosen: list[tuple[str, nn.Module, str, nn.Parameter, tuple[int | None, int]]] = []
     left: list[Left] = []
     for name, module, tensor_name, parameter in list(_named(model)):
         shared = owners[id(parameter)]
@@ -150,23 +151,28 @@ def convert(
         elif not parameter.is_floating_point() or parameter.numel() == 0:
             left.append(Left(name, "empty or not of floating point"))
         else:
-            quantizer = ChannelQuantizer(
-                parameter,
-                axis=place[0],
-                groups=place[1],
-                grid=form.grid,
-                initial_bits=form.initial_bits,
-                resolution=form.resolution,
-            )
-            parametrize.register_parametrization(module, tensor_name, quantizer)
-            compressed.append(Compressed(name, module, tensor_name, quantizer))
-    if not any(c.quantizer.axis is not None for c in compressed):
-        restore(model)
+            chosen.append((name, module, tensor_name, parameter, place))
+    if all(axis is None for *_, (axis, _) in chosen):
         reasons = "".join(f"\n  `{item.name}`: {item.reason}" for item in left) or "\n  it has no parameters"
         raise UsageError(
             "model: expected at least one Conv, ConvTranspose, Linear or Embedding layer to compress, found none"
             f"{reasons}\nhint: name parameters to compress with `include=[...]`"
         )
+    for name, _, _, parameter, _ in chosen:
+        if not bool(torch.isfinite(parameter).all()):
+            raise NonFiniteError(f"`{name}`: expected finite weights to start from, found NaN or infinity")
+    compressed = []
+    for name, module, tensor_name, parameter, (axis, groups) in chosen:
+        quantizer = ChannelQuantizer(
+            parameter,
+            axis=axis,
+            groups=groups,
+            grid=form.grid,
+            initial_bits=form.initial_bits,
+            resolution=form.resolution,
+        )
+        parametrize.register_parametrization(module, tensor_name, quantizer)
+        compressed.append(Compressed(name, module, tensor_name, quantizer))
     return tuple(compressed), tuple(left)
 
 

@@ -282,20 +282,23 @@ def silence_step(model: nn.Module, axes: Axes, kept: Kept, amount: float) -> Non
         if not loud:
             continue
         for slot in (*c.having("adds"), *c.having("mean")):
-            where = living.maps[slot.tensor, slot.axis].now([i for m in loud for i in slot.indices[m]])
+            is_mean = "mean" in slot.roles
+            touched = _nothing_before(c, slot, living, loud) if is_mean else loud
+            where = living.maps[slot.tensor, slot.axis].now([i for m in touched for i in slot.indices[m]])
             tensor = _stored(model, slot.tensor)
             index = (slice(None),) * slot.axis + (torch.from_numpy(where).to(tensor.device),)
             values = tensor[index]
-            if "mean" not in slot.roles:
-                tensor[index] = values.sign() * (values.abs() - amount).clamp_(min=0)
-            elif not _adds_before(c, slot, living, loud):
-                tensor[index] = 0.0
+            tensor[index] = 0.0 if is_mean else values.sign() * (values.abs() - amount).clamp_(min=0)
 
 
-def _adds_before(c: ChannelClass, mean: Slot, living: _Living, members: Sequence[int]) -> bool:
-    """Whether something else than the norm's own shift is still added to these members, perhaps before the norm."""
+def _nothing_before(c: ChannelClass, mean: Slot, living: _Living, members: Sequence[int]) -> list[int]:
+    """Those of the members to which nothing but the norm's own shift is added, so that the norm sees zeros."""
     own = {n.shift for n in c.norms if n.mean == mean.tensor}
-    return any(bool(living.any(slot, members).any()) for slot in c.having("adds") if slot.tensor not in own)
+    added = np.zeros(len(members), np.bool_)
+    for slot in c.having("adds"):
+        if slot.tensor not in own:
+            added |= living.any(slot, members)
+    return [m for m, a in zip(members, added, strict=True) if not a]
 
 
 def _stored(model: nn.Module, name: str) -> Tensor:

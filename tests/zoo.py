@@ -1,0 +1,791 @@
+"""Small networks, each with one way of tying channels together, and the classes of channels that a reader finds in it.
+
+`PATTERNS` is what `test_axes.py` and `test_shrinking.py` share: the classes are written down by hand, in the words of
+`str(ChannelClass)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcompress.recipes.networks import GPT, CausalAttention, TransformerBlock, build_network
+
+
+class Net(nn.Module):
+    """Layers, parameters and buffers by name, and the function that runs them."""
+
+    def __init__(self, run: Callable[..., Any], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            if isinstance(part, nn.Module | nn.Parameter):
+                setattr(self, name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.run(self, *inputs)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Tensor, ...]]
+    classes: tuple[str, ...]
+    frozen: str = ""
+    """A part of what is said of the axes that stay."""
+
+    def example(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """The network in float64, with numbers everywhere that are not zero, and an input for it."""
+        return randomised(self.build().double()), self.inputs()
+
+
+@torch.no_grad()
+def randomised(model: nn.Module) -> nn.Module:
+    """Random numbers in all parameters and buffers, in place."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn_like(tensor) * 0.5)
+        if name.endswith("running_var"):
+            tensor.abs_().add_(0.5)
+    return model
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    """A convolution that keeps the size of the image."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
+def normed(inputs: int, outputs: int, **options: Any) -> nn.Sequential:
+    return nn.Sequential(conv(inputs, outputs, bias=False, **options), nn.BatchNorm2d(outputs))
+
+
+def numbers(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randn(*shape, dtype=torch.float64),)
+
+
+def tokens(high: int, *shape: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randint(high, shape),)
+
+
+image, vector = numbers(3, 3, 6, 6), numbers(4, 5)
+
+
+def weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape))
+
+
+def tie(model: Net, first: str, second: str) -> Net:
+    """Let two layers share their weight."""
+    model.get_submodule(first).weight = model.get_submodule(second).weight
+    return model
+
+
+def residuals(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x).relu()
+    x = (x + m.b1(m.a1(x).relu())).relu()
+    x = (x + m.b2(m.a2(x).relu())).relu()
+    return m.head(x.mean((2, 3)))
+
+
+def downsampled(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x).relu()
+    return m.head((m.short(x) + m.b(m.a(x).relu())).relu().mean((2, 3)))
+
+
+def dense(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    for layer in (m.d1, m.d2, m.d3):
+        x = torch.cat([x, layer(x)], 1)
+    return m.head(x.mean((2, 3)))
+
+
+def preactivated(inputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv(inputs, 4, bias=False))
+
+
+def excited(m: Any, x: Tensor) -> Tensor:
+    x = m.norm(m.a(x)).relu()
+    gate = torch.sigmoid(m.up(m.down(x.mean((2, 3))).relu()))
+    return m.c(x * gate[:, :, None, None])
+
+
+def shuffled(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x).relu()
+    b, c, h, w = x.shape
+    x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+    return m.c(m.b(x).relu())
+
+
+def halves(m: Any, x: Tensor) -> Tensor:
+    a, b = m.a(x).chunk(2, 1)
+    return m.c(a.relu() * b)
+
+
+def unequal_parts(m: Any, x: Tensor) -> Tensor:
+    a, b = m.a(x).split([3, 5], 1)
+    return m.b(a) + m.c(b)
+
+
+def parts_of_four(m: Any, x: Tensor) -> Tensor:
+    a, b = m.a(x).split(4, 1)
+    return m.b(a) + m.c(b)
+
+
+def unet(mode: str) -> Callable[[Any, Tensor], Tensor]:
+    def run(m: Any, x: Tensor) -> Tensor:
+        skip = m.a(x).relu()
+        up = F.interpolate(m.b(F.max_pool2d(skip, 2)).relu(), scale_factor=2, mode=mode)
+        return m.d(m.c(torch.cat([skip, up], 1)).relu())
+
+    return run
+
+
+def unet_transposed(m: Any, x: Tensor) -> Tensor:
+    skip = m.a(x).relu()
+    up = m.up(m.b(F.max_pool2d(skip, 2)).relu()).relu()
+    return m.d(m.c(torch.cat([skip, up], 1)).relu())
+
+
+def inception(m: Any, x: Tensor) -> Tensor:
+    branches = [m.a(x).relu(), m.c(m.b(x).relu()).relu(), m.d(F.avg_pool2d(x, 3, 1, 1))]
+    return m.head(torch.cat(branches, 1).mean((2, 3)))
+
+
+def added_in_place(m: Any, x: Tensor) -> Tensor:
+    a = m.a(x)
+    a += m.b(x)
+    return m.c(a.relu_())
+
+
+def padded_shortcut(m: Any, x: Tensor) -> Tensor:
+    x = m.a(x).relu()
+    return m.c(F.pad(x, (0, 0, 0, 0, 2, 2)) + m.b(x))
+
+
+def image_from_vector(m: Any, x: Tensor) -> Tensor:
+    return m.conv(m.fc(x).relu().view(-1, m.conv.in_channels, 4, 4))
+
+
+def text(m: Any, x: Tensor) -> Tensor:
+    h = m.token(x)
+    return m.head(m.norm(h + m.fc2(F.gelu(m.fc1(h)))))
+
+
+RESNET20 = [
+    *(f"stage{s}.{b}.conv1.conv → stage{s}.{b}.conv1.norm → stage{s}.{b}.conv2.conv: {4 * 2**s}"
+      for s in (1, 2, 3) for b in (0, 1, 2)),
+    "prep.conv → stage1.0.conv2.conv → stage1.1.conv2.conv → stage1.2.conv2.conv"
+    " → prep.norm → stage1.0.conv2.norm → stage1.1.conv2.norm → stage1.2.conv2.norm"
+    " → stage1.0.conv1.conv → stage1.1.conv1.conv → stage1.2.conv1.conv"
+    " → stage2.0.conv1.conv → stage2.0.shortcut.0: 8",
+    *(f"stage{s}.0.conv2.conv → stage{s}.0.shortcut.0 → stage{s}.1.conv2.conv → stage{s}.2.conv2.conv"
+      f" → stage{s}.0.conv2.norm → stage{s}.0.shortcut.1 → stage{s}.1.conv2.norm → stage{s}.2.conv2.norm"
+      f" → stage{s}.1.conv1.conv → stage{s}.2.conv1.conv → {after}: {4 * 2**s}"
+      for s, after in ((2, "stage3.0.conv1.conv → stage3.0.shortcut.0"), (3, "classifier"))),
+]  # fmt: skip
+VGG16 = [f"stages.{s}.{i}" for s, count in enumerate((2, 2, 3, 3, 3)) for i in range(count)]
+VGG16_SIZES = [8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64]
+
+
+PATTERNS: dict[str, Pattern] = {
+    "linear chain": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7, bias=False), nn.ReLU(), nn.Linear(7, 3)),
+        vector,
+        ("0 → 2: 8", "2 → 4: 7"),
+        "0.weight[1]: reads what carries no channels, such as the model's input in `0`",
+    ),
+    "linear over further axes": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), numbers(2, 3, 4, 5), ("0 → 2: 8",)
+    ),
+    "one vector, no batch": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), numbers(5), ("0 → 2: 8",)
+    ),
+    "convolutions with norm and bias": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 6), nn.BatchNorm2d(6), nn.ReLU(), *normed(6, 7), nn.ReLU(), conv(7, 5), nn.ReLU(), conv(5, 4)
+        ),
+        image,
+        ("0 → 1 → 3: 6", "3 → 4 → 6: 7", "6 → 8: 5"),
+        "8.bias[0]: is an output of the model",
+    ),
+    "norms without parameters or statistics": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 6),
+            nn.BatchNorm2d(6, affine=False),
+            nn.ReLU(),
+            conv(6, 7),
+            nn.BatchNorm2d(7, track_running_stats=False),
+            conv(7, 5),
+        ),
+        image,
+        ("0 → 3: 6", "3 → 4 → 5: 7"),
+    ),
+    "pooling": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 6),
+            nn.AvgPool2d(2),
+            conv(6, 7),
+            nn.MaxPool2d(3, 2, 1),
+            conv(7, 6),
+            nn.AdaptiveMaxPool2d(2),
+            conv(6, 5),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(5, 3),
+        ),
+        image,
+        ("0 → 2: 6", "2 → 4: 7", "4 → 6: 6", "6 → 9: 5"),
+    ),
+    "flatten": Pattern(
+        lambda: nn.Sequential(
+            *normed(3, 6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 9), nn.ReLU(), nn.Linear(9, 2)
+        ),
+        image,
+        ("0 → 1 → 5: 6", "5 → 7: 9"),
+    ),
+    "residual sums": Pattern(
+        lambda: Net(
+            residuals,
+            stem=conv(3, 6),
+            a1=normed(6, 5),
+            b1=normed(5, 6),
+            a2=conv(6, 4),
+            b2=conv(4, 6),
+            head=nn.Linear(6, 3),
+        ),
+        image,
+        ("stem → b1.0 → b2 → b1.1 → a1.0 → a2 → head: 6", "a1.0 → a1.1 → b1.0: 5", "a2 → b2: 4"),
+    ),
+    "shortcut with a convolution": Pattern(
+        lambda: Net(
+            downsampled,
+            stem=conv(3, 6),
+            a=conv(6, 5, stride=2),
+            b=normed(5, 8),
+            short=normed(6, 8, stride=2),
+            head=nn.Linear(8, 3),
+        ),
+        image,
+        ("stem → a → short.0: 6", "a → b.0: 5", "b.0 → short.0 → b.1 → short.1 → head: 8"),
+    ),
+    "depthwise": Pattern(
+        lambda: nn.Sequential(
+            *normed(3, 6), nn.ReLU6(), *normed(6, 6, groups=6), nn.ReLU6(), conv(6, 6, groups=6), conv(6, 5, 1)
+        ),
+        image,
+        ("0 → 3 → 6 → 1 → 4 → 7: 6",),
+    ),
+    "depthwise, two outputs each": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 12, groups=6), nn.ReLU(), conv(12, 5, 1)),
+        image,
+        ("0 → 2 → 4: 6",),
+    ),
+    "depthwise behind a sigmoid": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.Sigmoid(), conv(6, 6, groups=6), conv(6, 3)),
+        image,
+        ("0 → 2 → 3: 6 (not silent when zero: `sigmoid` in `1`)",),
+    ),
+    "depthwise on the input": Pattern(
+        lambda: nn.Sequential(conv(3, 6, groups=3), nn.ReLU(), conv(6, 5)),
+        image,
+        (),
+        "0.weight[0]: reads what carries no channels, such as the model's input in `0`",
+    ),
+    "grouped": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 8), nn.ReLU(), conv(8, 12, groups=2), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 5, 1)
+        ),
+        image,
+        ("0 → 2: 4", "2 → 3 → 5: 6"),
+    ),
+    "grouped between residuals": Pattern(
+        lambda: Net(
+            lambda m, x: m.head((m.stem(x) + m.c(m.b(m.a(m.stem(x).relu()).relu()).relu())).relu()),
+            stem=conv(3, 6),
+            a=conv(6, 12, 1),
+            b=conv(12, 12, groups=4),
+            c=conv(12, 6, 1),
+            head=conv(6, 2),
+        ),
+        image,
+        ("stem → c → a → head: 6", "a → b: 3", "b → c: 3"),
+    ),
+    "concatenation": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.norm(torch.cat([m.a(x), m.b(x)], 1)).relu()),
+            a=conv(3, 5),
+            b=conv(3, 4),
+            norm=nn.BatchNorm2d(9),
+            c=conv(9, 2),
+        ),
+        image,
+        ("a → norm → c: 5", "b → norm → c: 4"),
+    ),
+    "concatenation of a tensor with itself": Pattern(
+        lambda: Net(lambda m, x: m.c(torch.cat([m.a(x).relu()] * 2, 1)), a=conv(3, 5), c=conv(10, 2)),
+        image,
+        ("a → c: 5",),
+    ),
+    "concatenation with itself, written once": Pattern(
+        lambda: Net(lambda m, x: m.c(torch.cat([h := m.a(x).relu(), h], 1)), a=conv(3, 5), c=conv(10, 2)),
+        image,
+        ("a → c: 5",),
+    ),
+    "concatenation with the input": Pattern(
+        lambda: Net(lambda m, x: m.c(torch.cat([m.a(x).relu(), x], 1)), a=conv(3, 5), c=conv(8, 2)),
+        image,
+        ("a → c: 5",),
+        "c.weight[1]: is joined with channels",
+    ),
+    "concatenation, then flatten": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1).relu().flatten(1)),
+            a=conv(3, 5),
+            b=conv(3, 4),
+            c=nn.Linear(9 * 36, 2),
+        ),
+        image,
+        ("a → c: 5", "b → c: 4"),
+    ),
+    "DenseNet": Pattern(
+        lambda: Net(
+            dense,
+            stem=conv(3, 6),
+            d1=preactivated(6),
+            d2=preactivated(10),
+            d3=preactivated(14),
+            head=nn.Linear(18, 3),
+        ),
+        image,
+        (
+            "stem → d1.0 → d2.0 → d3.0 → d1.2 → d2.2 → d3.2 → head: 6",
+            "d1.2 → d2.0 → d3.0 → d2.2 → d3.2 → head: 4",
+            "d2.2 → d3.0 → d3.2 → head: 4",
+            "d3.2 → head: 4",
+        ),
+    ),
+    "Inception": Pattern(
+        lambda: Net(inception, a=conv(3, 4, 1), b=conv(3, 5, 1), c=conv(5, 4), d=conv(3, 3, 1), head=nn.Linear(11, 2)),
+        image,
+        ("a → head: 4", "b → c: 5", "c → head: 4", "d → head: 3"),
+    ),
+    "U-Net, nearest": Pattern(
+        lambda: Net(unet("nearest"), a=conv(3, 6), b=conv(6, 8), c=conv(14, 5), d=conv(5, 2)),
+        image,
+        ("a → b → c: 6", "b → c: 8", "c → d: 5"),
+    ),
+    "U-Net, bilinear": Pattern(
+        lambda: Net(unet("bilinear"), a=conv(3, 6), b=conv(6, 8), c=conv(14, 5), d=conv(5, 2)),
+        image,
+        ("a → b → c: 6", "b → c: 8", "c → d: 5"),
+    ),
+    "U-Net, transposed": Pattern(
+        lambda: Net(
+            unet_transposed,
+            a=conv(3, 6),
+            b=conv(6, 8),
+            up=nn.ConvTranspose2d(8, 5, 2, 2),
+            c=conv(11, 5),
+            d=conv(5, 2),
+        ),
+        image,
+        ("a → b → c: 6", "b → up: 8", "up → c: 5", "c → d: 5"),
+    ),
+    "transposed": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 7, 2, 2), nn.BatchNorm2d(7), nn.ReLU(), conv(7, 2)
+        ),
+        image,
+        ("0 → 2: 6", "2 → 3 → 5: 7"),
+    ),
+    "transposed, grouped": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2, groups=2), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 2)
+        ),
+        image,
+        ("0 → 2: 4", "2 → 3 → 5: 3"),
+    ),
+    "transposed, depthwise": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 18, 2, 2, groups=6), nn.ReLU(), conv(18, 2)),
+        image,
+        ("2 → 4: 3",),
+        "0.weight[0]: too few channels: they all have to stay",
+    ),
+    "one dimension": Pattern(
+        lambda: nn.Sequential(
+            nn.Conv1d(3, 6, 3),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.MaxPool1d(2),
+            nn.Conv1d(6, 5, 3),
+            nn.AvgPool1d(2),
+            nn.ConvTranspose1d(5, 4, 2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        ),
+        numbers(3, 3, 20),
+        ("0 → 1 → 4: 6", "4 → 6: 5", "6 → 10: 4"),
+    ),
+    "three dimensions": Pattern(
+        lambda: nn.Sequential(
+            nn.Conv3d(2, 6, 3),
+            nn.BatchNorm3d(6),
+            nn.ReLU(),
+            nn.MaxPool3d(2),
+            nn.Conv3d(6, 5, 1),
+            nn.ReLU(),
+            nn.ConvTranspose3d(5, 4, 2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        ),
+        numbers(2, 2, 6, 6, 6),
+        ("0 → 1 → 4: 6", "4 → 6: 5", "6 → 10: 4"),
+    ),
+    "PReLU": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.PReLU(6), conv(6, 5), nn.PReLU(), conv(5, 2)),
+        image,
+        ("0 → 1 → 2: 6", "2 → 4: 5"),
+    ),
+    "squeeze and excite": Pattern(
+        lambda: Net(
+            excited, a=conv(3, 6), norm=nn.BatchNorm2d(6), down=nn.Linear(6, 4), up=nn.Linear(4, 6), c=conv(6, 2)
+        ),
+        image,
+        ("a → up → norm → down → c: 6", "down → up: 4"),
+    ),
+    "one gate for all channels": Pattern(
+        lambda: Net(lambda m, x: m.c(m.a(x).relu() * m.g(x).sigmoid()), a=conv(3, 6), g=conv(3, 1), c=conv(6, 2)),
+        image,
+        ("a → c: 6",),
+    ),
+    "scale of a layer": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.a(x) + m.g * m.b(m.a(x).relu())),
+            a=conv(3, 6),
+            b=conv(6, 6),
+            g=weight(6, 1, 1),
+            c=conv(6, 2),
+        ),
+        image,
+        ("a → b → g → c: 6",),
+    ),
+    "buffers that scale and add": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.a(x) * m.scale - m.shift),
+            a=conv(3, 6),
+            scale=torch.ones(6, 1, 1),
+            shift=torch.ones(1, 6, 1, 1),
+            c=conv(6, 2),
+        ),
+        image,
+        ("a → scale → shift → c: 6",),
+    ),
+    "channel shuffle": Pattern(
+        lambda: Net(shuffled, a=conv(3, 16), b=conv(16, 8, groups=2), c=conv(8, 2)),
+        image,
+        ("a → b: 4", "b → c: 4"),
+    ),
+    "pixel shuffle": Pattern(
+        lambda: nn.Sequential(conv(3, 24), nn.ReLU(), nn.PixelShuffle(2), conv(6, 2)), image, ("0 → 3: 6",)
+    ),
+    "pixel unshuffle": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.ReLU(), nn.PixelUnshuffle(2), conv(24, 2)), image, ("0 → 3: 6",)
+    ),
+    "two halves": Pattern(lambda: Net(halves, a=conv(3, 8), c=conv(4, 2)), image, ("a → c: 4",)),
+    "gated linear unit": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 12), nn.GLU(), nn.Linear(6, 2)), vector, ("0 → 2: 6",)
+    ),
+    "unequal parts": Pattern(
+        lambda: Net(unequal_parts, a=conv(3, 8), b=conv(3, 2), c=conv(5, 2)),
+        image,
+        (),
+        "a.weight[0]: channels are split into unequal parts",
+    ),
+    "parts of a size in the code": Pattern(
+        lambda: Net(parts_of_four, a=conv(3, 8), b=conv(4, 2), c=conv(4, 2)),
+        image,
+        (),
+        f"Invalid channel dimensions (`return m.b(a) + m.c(b)`, {__file__}",
+    ),
+    "channels picked by position": Pattern(
+        lambda: Net(lambda m, x: m.c(m.a(x)[:, :4]), a=conv(3, 6), c=conv(4, 2)),
+        image,
+        (),
+        "a.weight[0]: channels are picked by position",
+    ),
+    "a layer used twice in a row": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.b(m.a(x).relu()).relu()).relu()),
+            a=nn.Linear(5, 6),
+            b=nn.Linear(6, 6),
+            c=nn.Linear(6, 2),
+        ),
+        vector,
+        ("a → b → c: 6",),
+    ),
+    "a layer used twice side by side": Pattern(
+        lambda: Net(lambda m, x: m.c(m.a(x).relu() - m.a(2 * x).relu()), a=nn.Linear(5, 6), c=nn.Linear(6, 2)),
+        vector,
+        ("a → c: 6",),
+    ),
+    "tied weights": Pattern(
+        lambda: tie(
+            Net(
+                lambda m, x: m.d(m.c(m.b(m.a(x).relu()).relu()).relu()),
+                a=nn.Linear(5, 6),
+                b=nn.Linear(6, 6),
+                c=nn.Linear(6, 6),
+                d=nn.Linear(6, 2),
+            ),
+            "c",
+            "b",
+        ),
+        vector,
+        ("a → b → c → d: 6",),
+    ),
+    "tied embedding": Pattern(
+        lambda: tie(
+            Net(
+                lambda m, x: m.head(m.b(m.a(m.token(x)).relu())),
+                token=nn.Embedding(11, 8),
+                a=nn.Linear(8, 6),
+                b=nn.Linear(6, 8),
+                head=nn.Linear(8, 11, bias=False),
+            ),
+            "head",
+            "token",
+        ),
+        tokens(11, 2, 6),
+        ("token → b → a: 8", "a → b: 6"),
+        "token.weight[0]: its entries are looked up by number",
+    ),
+    "embeddings that are summed": Pattern(
+        lambda: Net(
+            lambda m, x: m.b(m.a(m.token(x) + m.place(torch.arange(x.shape[1]))).relu()),
+            token=nn.Embedding(11, 8),
+            place=nn.Embedding(6, 8),
+            a=nn.Linear(8, 6),
+            b=nn.Linear(6, 2),
+        ),
+        tokens(11, 2, 6),
+        ("token → place → a: 8", "a → b: 6"),
+    ),
+    "embedding, layer norm and MLP": Pattern(
+        lambda: Net(
+            text,
+            token=nn.Embedding(11, 8),
+            fc1=nn.Linear(8, 12),
+            fc2=nn.Linear(12, 8),
+            norm=nn.LayerNorm(8),
+            head=nn.Linear(8, 11),
+        ),
+        tokens(11, 2, 6),
+        ("fc1 → fc2: 12",),
+        "token.weight[1]: `layer_norm` in `norm` takes statistics over the channels",
+    ),
+    "attention without norm": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 8), CausalAttention(8, 4), nn.Linear(8, 2)),
+        numbers(2, 5, 5),
+        ("0 → 1.query → 1.key → 1.value: 8", "1.out → 2: 8"),
+        "1.query.weight[0]: each channel has a matrix product of its own in `1`",
+    ),
+    "transformer block": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 8), TransformerBlock(8, 2)),
+        numbers(2, 5, 5),
+        ("1.fc1 → 1.fc2: 32",),
+        "`layer_norm` in `1.norm1` takes statistics over the channels",
+    ),
+    "torch's transformer layer": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)),
+        numbers(2, 5, 5),
+        ("1.linear1 → 1.linear2: 12",),
+    ),
+    "parameters by hand": Pattern(
+        lambda: Net(
+            lambda m, x: F.linear(F.linear(x, m.w1, m.b1).relu(), m.w2, m.b2),
+            w1=weight(6, 5),
+            b1=weight(6),
+            w2=weight(2, 6),
+            b2=weight(2),
+        ),
+        vector,
+        ("w1 → b1 → w2: 6",),
+        "w2[0]: is an output of the model",
+    ),
+    "matrix products by hand": Pattern(
+        lambda: Net(lambda m, x: (x @ m.w1 + m.b1).relu() @ m.w2, w1=weight(5, 6), b1=weight(6), w2=weight(6, 2)),
+        vector,
+        ("w1 → b1 → w2: 6",),
+    ),
+    "einsum by hand": Pattern(
+        lambda: Net(
+            lambda m, x: torch.einsum("bi,oi->bo", torch.einsum("bi,oi->bo", x, m.w1).relu(), m.w2),
+            w1=weight(6, 5),
+            w2=weight(2, 6),
+        ),
+        vector,
+        ("w1 → w2: 6",),
+    ),
+    "a width in the code": Pattern(
+        lambda: Net(lambda m, x: m.fc(m.a(x).relu().view(-1, 216)), a=conv(3, 6), fc=nn.Linear(216, 2)),
+        image,
+        (),
+        "m.fc(m.a(x).relu().view(-1, 216))",
+    ),
+    "a width read off the next layer": Pattern(
+        lambda: Net(lambda m, x: m.fc(m.a(x).relu().view(-1, m.fc.in_features)), a=conv(3, 6), fc=nn.Linear(216, 2)),
+        image,
+        ("a → fc: 6",),
+    ),
+    "an image made of a vector": Pattern(
+        lambda: Net(image_from_vector, fc=nn.Linear(5, 96), conv=conv(6, 2)),
+        vector,
+        (),
+        "fc.weight[0]: channels that are spread over several axes are contracted",
+    ),
+    "padding": Pattern(
+        lambda: nn.Sequential(
+            conv(3, 6),
+            nn.ZeroPad2d(1),
+            conv(6, 5),
+            nn.ReflectionPad2d(1),
+            conv(5, 4),
+            nn.ReplicationPad2d(1),
+            conv(4, 2),
+        ),
+        image,
+        ("0 → 2: 6", "2 → 4: 5", "4 → 6: 4"),
+    ),
+    "padding by a half": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.ConstantPad2d(1, 0.5), conv(6, 5)),
+        image,
+        ("0 → 2: 6 (not silent when zero: padding by 0.5 in `1`)",),
+    ),
+    "shortcut padded with channels": Pattern(
+        lambda: Net(padded_shortcut, a=conv(3, 6), b=conv(6, 10), c=conv(10, 2)),
+        image,
+        ("a → b → c: 6",),
+        "b.weight[0]: is joined with padding",
+    ),
+    "added in place": Pattern(
+        lambda: Net(added_in_place, a=conv(3, 6), b=conv(3, 6), c=conv(6, 2)), image, ("a → b → c: 6",)
+    ),
+    "stacked and summed": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(torch.stack([m.a(x), m.b(x)], 1).relu().sum(1)),
+            a=nn.Linear(5, 6),
+            b=nn.Linear(5, 6),
+            c=nn.Linear(6, 2),
+        ),
+        vector,
+        ("a → b → c: 6",),
+    ),
+    "channels last": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)),
+            a=conv(3, 6),
+            b=nn.Linear(6, 7),
+            c=conv(7, 2),
+        ),
+        image,
+        ("a → b: 6", "b → c: 7"),
+    ),
+    "mixing of positions": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x.transpose(1, 2)).relu()).transpose(1, 2)),
+            a=nn.Linear(4, 6),
+            b=nn.Linear(6, 4),
+            c=nn.Linear(5, 2),
+        ),
+        numbers(2, 4, 5),
+        ("a → b: 6",),
+    ),
+    "softmax over channels": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.Softmax(1), nn.Linear(6, 2)),
+        vector,
+        (),
+        "0.weight[0]: softmax in `1` is taken over channels",
+    ),
+    "softmax over positions": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.Softmax(3), conv(6, 2)),
+        image,
+        ("0 → 2: 6 (not silent when zero: softmax in `1`)",),
+    ),
+    "group norm": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.GroupNorm(2, 6), conv(6, 2)),
+        image,
+        (),
+        "0.weight[0]: `group_norm` in `1` takes statistics over the channels",
+    ),
+    "a constant added": Pattern(
+        lambda: Net(lambda m, x: m.c(m.a(x) + 1), a=conv(3, 6), c=conv(6, 2)),
+        image,
+        ("a → c: 6 (not silent when zero: a constant is added)",),
+    ),
+    "channels that are an output too": Pattern(
+        lambda: Net(lambda m, x: {"y": m.c(h := m.a(x)), "h": [h]}, a=nn.Linear(5, 6), c=nn.Linear(6, 2)),
+        vector,
+        (),
+        "a.weight[0]: is an output of the model",
+    ),
+    "lenet-300-100": Pattern(
+        lambda: build_network("lenet-300-100", input_shape=(1, 8, 8), num_classes=10, width=30),
+        numbers(3, 1, 8, 8),
+        ("fc1 → fc2: 30", "fc2 → fc3: 10"),
+    ),
+    "lenet5": Pattern(
+        lambda: build_network("lenet5", input_shape=(1, 16, 16), num_classes=10, width=4),
+        numbers(3, 1, 16, 16),
+        ("conv1 → conv2: 4", "conv2 → fc1: 10", "fc1 → fc2: 100"),
+    ),
+    "resnet9": Pattern(
+        lambda: build_network("resnet9", input_shape=(3, 8, 8), num_classes=10, width=8),
+        numbers(3, 3, 8, 8),
+        (
+            "prep.conv → prep.norm → layer1.main.conv: 8",
+            "layer1.main.conv → layer1.residual.1.conv → layer1.main.norm → layer1.residual.1.norm"
+            " → layer1.residual.0.conv → layer2.main.conv: 16",
+            "layer1.residual.0.conv → layer1.residual.0.norm → layer1.residual.1.conv: 16",
+            "layer2.main.conv → layer2.main.norm → layer3.main.conv: 32",
+            "layer3.main.conv → layer3.residual.1.conv → layer3.main.norm → layer3.residual.1.norm"
+            " → layer3.residual.0.conv → classifier: 64",
+            "layer3.residual.0.conv → layer3.residual.0.norm → layer3.residual.1.conv: 64",
+        ),
+    ),
+    "resnet20": Pattern(
+        lambda: build_network("resnet20", input_shape=(3, 8, 8), num_classes=10, width=8),
+        numbers(3, 3, 8, 8),
+        tuple(RESNET20),
+    ),
+    "vgg16": Pattern(
+        lambda: build_network("vgg16", input_shape=(3, 32, 32), num_classes=10, width=8),
+        numbers(2, 3, 32, 32),
+        (
+            *(
+                f"{a}.conv → {a}.norm → {b}.conv: {size}"
+                for (a, b), size in zip(pairwise(VGG16), VGG16_SIZES, strict=False)
+            ),
+            "stages.4.2.conv → stages.4.2.norm → fc1: 64",
+            "fc1 → fc2: 64",
+        ),
+    ),
+    "gpt": Pattern(
+        lambda: GPT(11, 8, 16, 2, 4),
+        tokens(11, 2, 6),
+        ("blocks.0.fc1 → blocks.0.fc2: 64", "blocks.1.fc1 → blocks.1.fc2: 64"),
+        "token.weight[1]: `layer_norm` in `blocks.0.norm1` takes statistics over the channels",
+    ),
+    "gpt, tied": Pattern(
+        lambda: GPT(11, 8, 16, 1, 4, tied=True), tokens(11, 2, 6), ("blocks.0.fc1 → blocks.0.fc2: 64",)
+    ),
+}
