@@ -4,13 +4,13 @@
     python bench/zoo.py --only timm:levit_128s   # one of them, again
     python bench/zoo.py --table                  # docs/zoo.md from the record
 
-Needs torchvision, timm and transformers (`--path FOLDER` adds a folder to look for them in). For each network, in float64
-and with random numbers in all norms: find its classes of channels; kill a random 30 % of every class, by zeroing what
-makes them or what reads them; find the dead, cut them, and compare the outputs before and after, in eval and in train
+Needs torchvision, timm and transformers (`--path FOLDER` adds a folder to look for them in). For each network, in
+float64 and with random numbers in all norms: find its classes of channels; kill a random 30 % of every class, by
+zeroing what makes them or what reads them; find the dead, cut them, and compare the outputs before and after, in eval and in train
 mode; take a step of the optimizer; load the cut state dict into a fresh network that is made as small.
 
-Weights are entries of parameters with two or more axes. A weight counts as removable if a class of channels owns its row or its
-column. Times are processor time of one thread.
+Weights are entries of parameters with two or more axes. A weight counts as removable if a class of channels owns its
+row or its column. Times are processor time of one thread.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfcompress.axes import Axes, find_axes, tensors_in
+from selfcompress.axes import Axes, find_axes
+from selfcompress.copies import tensors_in
 from selfcompress.scoring import describe_machine, describe_versions
-from selfcompress.shrinking import Kept, apply_plan, find_dead, resize, tried
+from selfcompress.shrinking import Kept, apply_plan, find_dead, resize
+from selfcompress.trial import tried
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "bench" / "records" / "zoo.jsonl"
@@ -51,7 +52,11 @@ TIMM = (
     "volo_d1_224", "pit_ti_224", "beit_base_patch16_224",
 )  # fmt: skip
 TRANSFORMERS = ("bert", "gpt2", "llama", "qwen2", "vit", "t5", "whisper", "distilbert")
-NAMES = (*(f"torchvision:{n}" for n in TORCHVISION), *(f"timm:{n}" for n in TIMM), *(f"transformers:{n}" for n in TRANSFORMERS))
+NAMES = (
+    *(f"torchvision:{n}" for n in TORCHVISION),
+    *(f"timm:{n}" for n in TIMM),
+    *(f"transformers:{n}" for n in TRANSFORMERS),
+)
 Inputs = tuple[Tensor, ...]
 
 
@@ -95,7 +100,9 @@ def from_transformers(name: str) -> tuple[nn.Module, Inputs]:
         config = tf.ViTConfig(num_attention_heads=4, image_size=32, patch_size=8, **wide)
         return Adapted(tf.ViTForImageClassification(config), ("pixel_values",)), (torch.randn(2, 3, 32, 32),)
     if name == "t5":
-        config = tf.T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0, **small)
+        config = tf.T5Config(
+            d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0, **small
+        )
         return Adapted(tf.T5Model(config), ("input_ids", "decoder_input_ids")), (tokens, tokens[:, :7])
     config = tf.WhisperConfig(
         d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
@@ -151,7 +158,7 @@ def removable(model: nn.Module, axes: Axes) -> tuple[int, float, list[tuple[str,
     for f in axes.frozen:
         reasons.setdefault(f.tensor, f.reason)
     total = inside = 0.0
-    why: Counter[str] = Counter()
+    why: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue
@@ -161,8 +168,13 @@ def removable(model: nn.Module, axes: Axes) -> tuple[int, float, list[tuple[str,
         total += parameter.numel()
         inside += parameter.numel() * (1 - stays)
         if stays:
-            why[reasons.get(name, "is not read by an operator with a rule")] += parameter.numel() * stays
-    return int(total), inside / total, [(reason, n / total) for reason, n in why.most_common(3)]
+            reason = reasons.get(name, "is not read by an operator with a rule")
+            why[reason] = why.get(reason, 0.0) + parameter.numel() * stays
+    return (
+        int(total),
+        inside / total,
+        [(reason, n / total) for reason, n in sorted(why.items(), key=lambda item: -item[1])[:3]],
+    )
 
 
 @torch.no_grad()
@@ -251,10 +263,12 @@ def page(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Networks that other people wrote",
         "",
-        "Made by `python bench/zoo.py`; the record is `bench/records/zoo.jsonl`. Removable: share of the weights (parameters with",
-        "two or more axes) whose row or column belongs to a class of channels that can be cut. Error: largest difference of an",
-        "output, relative to the largest output, after a random 30 % of every class was killed and cut, in float64, the larger of",
-        "eval and train mode. Seconds: processor time of the whole analysis, one thread. Nothing in these networks was edited.",
+        "Made by `python bench/zoo.py`; the record is `bench/records/zoo.jsonl`. Nothing in these networks was edited.",
+        "",
+        "Removable: share of the weights (parameters with two or more axes) whose row or column belongs to a class of",
+        "channels that can be cut. Error: largest difference of an output, relative to the largest output, after a",
+        "random 30 % of every class was killed and cut, in float64, the largest of eval mode, train mode, and a fresh",
+        "network that was made as small and loaded. Seconds: processor time of the whole analysis, one thread.",
         "",
         "| network | weights | removable | classes | seconds | error after a cut | what stays, and why |",
         "|---|---|---|---|---|---|---|",
@@ -294,7 +308,10 @@ def main() -> None:
             record = action(name)
         except Exception as error:
             traceback.print_exc()
-            record = {"network": name, "failure": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+            record = {
+                "network": name,
+                "failure": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            }
         print(json.dumps(record), flush=True)
         known[name] = {**record, "machine": describe_machine(), "versions": describe_versions()}
         order = [known[n] for n in NAMES if n in known]

@@ -8,10 +8,12 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("quantizer", "coder"),
-    ("rate", "axes", "container"),
+    ("quantizer", "coder", "attention"),
+    ("rate", "container", "tracing", "copies"),
+    ("operators",),
+    ("axes",),
     ("converting", "shrinking", "budget"),
-    ("packing",),
+    ("packing", "trial"),
     ("compressor",),
     ("scoring", "reporting", "exporting"),
     ("recipes", "integrations"),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from selfcompress.axes import Axes, ChannelClass, FrozenAxis, Norm, Slot, find_axes
 from selfcompress.errors import UsageError
-from selfcompress.shrinking import tried
+from selfcompress.trial import tried
 
 from .zoo import PATTERNS, Net, conv, image, normed, numbers, vector, weight
 

@@ -27,8 +27,8 @@ from selfcompress.shrinking import (
     resize,
     silence_step,
     sync_sizes,
-    tried,
 )
+from selfcompress.trial import tried
 
 from . import zoo
 from .zoo import PATTERNS, Net, conv, image, numbers, randomised, vector

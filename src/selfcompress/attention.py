@@ -39,9 +39,10 @@ class CuttableAttention(nn.MultiheadAttention):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        heads = [self._split(F.linear(x, w, b)) for x, w, b in zip((query, key, value), *self._maps(), strict=True)]
-        mask = self._mask(key_padding_mask, attn_mask, heads[0])
-        mixed, weights = self._attend(*heads, mask, need_weights)
+        maps = zip((query, key, value), *self._maps(), strict=True)
+        queries, keys, values = (self._split(F.linear(x, w, b)) for x, w, b in maps)
+        mask = self._mask(key_padding_mask, attn_mask, queries)
+        mixed, weights = self._attend(queries, keys, values, mask, need_weights)
         out = self.out_proj(mixed.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
@@ -53,12 +54,10 @@ class CuttableAttention(nn.MultiheadAttention):
 
     def _maps(self) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Weights and biases that make queries, keys and values."""
-        if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        return cast(tuple[Tensor, ...], weights), biases
+        fused = cast(Tensor | None, self.in_proj_weight)
+        bias = cast(Tensor | None, self.in_proj_bias)
+        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if fused is None else fused.chunk(3)
+        return weights, (None, None, None) if bias is None else bias.chunk(3)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, heads · head_dim) -> (B, heads, N, head_dim)."""
@@ -91,7 +90,7 @@ class CuttableAttention(nn.MultiheadAttention):
 
 
 def make_cuttable(model: nn.Module) -> None:
-    """Make every `nn.MultiheadAttention` in `model` a `CuttableAttention`, in place; what it computes stays the same."""
+    """Make every `nn.MultiheadAttention` in `model` a `CuttableAttention`, in place. It computes the same."""
     for module in model.modules():
         if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
             module.__class__ = CuttableAttention

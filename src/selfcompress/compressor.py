@@ -25,15 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .axes import Axes, ChannelClass, find_axes, meta_copy
+from .axes import Axes, ChannelClass, find_axes
 from .coder import LevelModel, integers_bits
 from .container import LevelTensor, size_bits, write
 from .converting import Compressed, Format, convert, plain_name
+from .copies import meta_copy
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .packing import contents_of, pack
 from .quantizer import GRIDS, MAX_BITS, Grid
 from .rate import PriceTable, bit_depth, code_length, count, coupled_bit_depth, fit, side_bits
-from .shrinking import Kept, Plan, Positions, apply_plan, find_dead, resize, silence_step, tried
+from .shrinking import Kept, Plan, Positions, apply_plan, find_dead, resize, silence_step
+from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")

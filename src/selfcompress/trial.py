@@ -1,0 +1,287 @@
+"""Cuts on copies of a network, before the real one is touched: does it still compute the same?
+
+Sizes that are written into the code, and numbers that follow a size, are found so. Where a number that the network's
+code keeps, such as `num_heads`, only has to follow, it is noted and will follow; else the class is frozen, with the
+line of the user's code.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from .axes import Attribute, Axes, ChannelClass, FrozenAxis, find_axes
+from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
+from .shrinking import Kept, Positions, resize
+
+
+class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operator and the plain numbers it computes with: they may follow a size, as `x.shape[1] ** 2`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[str, tuple[float, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        leaves = tree_flatten((args, kwargs or {}))[0]
+        numbers = [v for v in leaves if isinstance(v, float)]
+        if name.rstrip("_") in _ARITHMETIC:
+            numbers += [v for v in args if isinstance(v, int) and not isinstance(v, bool)]
+        for value in leaves:  # constants made in the forward pass are real tensors even in a run on the meta device
+            if name in ("lift_fresh", "_to_copy") and isinstance(value, Tensor) and value.device.type != "meta":
+                numbers += [float(v) for v in value.flatten()[:64].tolist()] if value.dtype != torch.bool else []
+        if not name.startswith("prim::"):
+            self.seen.append((name, tuple(numbers)))
+        return func(*args, **(kwargs or {}))
+
+
+_ARITHMETIC = (
+    "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow", "fill", "full", "new_full",
+    "full_like", "scalar_tensor", "clamp", "clamp_min", "clamp_max", "hardtanh", "masked_fill", "addcmul", "addcdiv",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What can be seen of a run of a network."""
+
+    numbers: list[tuple[str, tuple[float, ...]]]
+    shapes: list[tuple[int, ...]]
+    warnings: set[str]
+
+
+def _run(shadow: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> _Run:
+    set_mode(shadow, training)
+    noted = _Numbers()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with undisturbed(), noted:
+            outputs = shadow(*inputs)
+    return _Run(noted.seen, [tuple(t.shape) for t in tensors_in(outputs)], {str(w.message) for w in said})
+
+
+def _difference(before: _Run, after: _Run) -> str | None:
+    """Why a run with fewer channels is not the same computation."""
+    if before.shapes != after.shapes:
+        return f"the shapes of its outputs change from {before.shapes} to {after.shapes}"
+    if [name for name, _ in before.numbers] != [name for name, _ in after.numbers]:
+        return "it takes another way through its code"
+    for (name, old), (_, new) in zip(before.numbers, after.numbers, strict=True):
+        if old != new:
+            return f"a number in `{name}` follows the number of channels"
+    known = {re.sub(r"\d+", "", w) for w in before.warnings}  # sizes in a message differ anyway
+    unknown = [w for w in after.warnings if re.sub(r"\d+", "", w) not in known]
+    return f"it warns: {min(unknown)}" if unknown else None
+
+
+def _runs(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> dict[bool, _Run]:
+    """The runs of a copy in eval and in train mode, as far as it does run."""
+    runs = {}
+    for training in (False, True):
+        with contextlib.suppress(Exception):
+            runs[training] = _run(meta_copy(model, real=real), on_meta(example_inputs, real=real), training=training)
+    return runs
+
+
+def tried(model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> Axes:
+    """The axes with which the network still computes the same after a cut, found by cutting copies.
+
+    Sizes that are written into the code (`x.view(-1, 512)`, `x.split(8)`) are found so, and numbers that follow a size
+    (`x * x.shape[1] ** -0.5`); the classes they concern are frozen, with the line. Where the network does not run with
+    a single channel of a class, as when the code squeezes, two stay.
+    """
+    trial = _Trial(model, example_inputs, axes)
+    classes = range(len(axes.classes))
+    broken = trial.problems(classes)
+    if broken:
+        broken = trial.let_follow(broken)
+    rest = [i for i in classes if i not in broken]
+    lonely = trial.blame(rest, lambda i: axes.classes[i].least)
+    broken |= {i: reason for i, reason in lonely.items() if axes.classes[i].size <= 2}
+    stays = tuple(
+        FrozenAxis(s.tensor, s.axis, f"the network is not the same without a channel of it: {reason}")
+        for i, reason in broken.items()
+        for s in axes.classes[i].slots
+    )
+    kept = tuple(replace(c, least=2) if i in lonely else c for i, c in enumerate(trial.axes.classes) if i not in broken)
+    return replace(axes, classes=kept, frozen=tuple(sorted((*axes.frozen, *stays), key=lambda f: (f.tensor, f.axis))))
+
+
+def _kind(attribute: Attribute) -> tuple[str, str]:
+    """What an attribute has in common with those of the same module in other blocks."""
+    return re.sub(r"\d+", "", attribute.module), attribute.name
+
+
+def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
+    """Numbers in the modules around a class that say how many members, heads or channels it has."""
+    sizes = {c.size, *(len(s.indices) * len(s.indices[0]) for s in c.slots)}
+    found: dict[tuple[str, str], int] = {}
+    for slot in c.slots:
+        leaf = slot.tensor.rpartition(".")[0]
+        for path in (leaf, leaf.rpartition(".")[0]):
+            module = model.get_submodule(path)
+            if type(module).__module__.startswith("torch.nn.modules"):
+                continue  # see `sync_sizes`
+            for name, value in vars(module).items():
+                if not isinstance(value, int) or isinstance(value, bool) or name.startswith("_"):
+                    continue
+                counts_heads = "head" in name and "dim" not in name and "size" not in name
+                if value in sizes or (counts_heads and value > 0 and value % c.size == 0):
+                    found[path, name] = value
+    return [Attribute(path, name, value) for (path, name), value in found.items()]
+
+
+class _Trial:
+    """Cuts copies of a network and compares how they run."""
+
+    def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> None:
+        self.model, self.inputs, self.axes = model, example_inputs, axes
+        self.expected, self.real = _runs(model, example_inputs, real=False), False
+        if len(self.expected) < 2:  # see `find_axes`
+            self.expected, self.real = _runs(model, example_inputs, real=True), True
+        if len(self.expected) == 2 and self.expected[True] == self.expected[False]:
+            del self.expected[True]  # both modes do the same: one will do
+
+    def blame(self, classes: Iterable[int], members_left: Callable[[int], int]) -> dict[int, str]:
+        """Those of the classes with which the network is not the same when that many members are left, and why."""
+        broken: dict[int, str] = {}
+
+        def search(units: Sequence[Sequence[int]]) -> None:
+            reason = self._breaks({i: members_left(i) for unit in units for i in unit})
+            if reason is not None and len(units) == 1:
+                broken.update(dict.fromkeys(units[0], reason))
+            elif reason is not None:
+                half = len(units) // 2
+                search(units[:half])
+                search(units[half:])
+
+        remaining = list(classes)
+        while remaining:
+            known = len(broken)
+            search(self._alike(remaining))
+            if len(broken) == known:
+                if self._breaks({i: members_left(i) for i in remaining}) is not None:
+                    # each half runs, the whole does not: trust none of them
+                    broken.update(dict.fromkeys(remaining, "only together with others"))
+                break
+            remaining = [i for i in remaining if i not in broken]
+        return broken
+
+    def _alike(self, classes: Iterable[int]) -> list[list[int]]:
+        """The classes grouped by what they are called but for numbers: what breaks one block breaks all of them."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in classes:
+            slots = self.axes.classes[i].slots
+            groups.setdefault(tuple(re.sub(r"\d+", "", str(slot)) for slot in slots), []).append(i)
+        return list(groups.values())
+
+    def problems(self, classes: Iterable[int]) -> dict[int, str]:
+        """Those of the classes that cannot lose a member, and why."""
+        broken = self.blame(classes, lambda i: self.axes.classes[i].size - 1)
+        return broken | self.moved([i for i in classes if i not in broken])
+
+    def let_follow(self, broken: dict[int, str]) -> dict[int, str]:
+        """Let numbers in the network's code follow these classes, as few as will do; returns what is still broken."""
+        return {i: reason for alike in self._alike(broken) for i, reason in self._let_follow(alike).items()}
+
+    def _let_follow(self, alike: Sequence[int]) -> dict[int, str]:
+        names = {i: _may_follow(self.model, self.axes.classes[i]) for i in alike}
+        kinds = {_kind(a) for attributes in names.values() for a in attributes}
+        left = {i: self.axes.classes[i].size - 1 for i in alike}
+
+        def assign(chosen: set[tuple[str, str]]) -> None:
+            following = {i: tuple(a for a in names[i] if _kind(a) in chosen) for i in alike}
+            changed = (replace(c, attributes=following.get(i, c.attributes)) for i, c in enumerate(self.axes.classes))
+            self.axes = replace(self.axes, classes=tuple(changed))
+
+        def progress(chosen: set[tuple[str, str]]) -> float:
+            assign(chosen)
+            return self._progress(left)
+
+        chosen: set[tuple[str, str]] = set()
+        best = progress(chosen)
+        while best < float("inf"):  # the number that gets it furthest, and another one, until it runs
+            further = {kind: progress(chosen | {kind}) for kind in sorted(kinds - chosen)}
+            kind = max(further, key=further.__getitem__, default=None)
+            if kind is None or further[kind] <= best:
+                break
+            chosen, best = chosen | {kind}, further[kind]
+        assign(chosen)
+        still = self.problems(alike)
+        if still and best == float("inf"):  # it runs, but computes something else
+            for kind in sorted(kinds - chosen):
+                assign(chosen | {kind})
+                if not self.problems(alike):
+                    return {}
+        if still:
+            assign(set())
+        return still
+
+    def moved(self, classes: Iterable[int]) -> dict[int, str]:
+        """Those of the classes whose channels are tied otherwise once one of them is gone, as positions are fixed."""
+        broken: dict[int, str] = {}
+        remaining = list(classes)
+        while remaining:
+            # with fewer members left, a class would not be found again
+            cut = {i: c.size - 1 for i in remaining if (c := self.axes.classes[i]).size - 1 > c.least}
+            shadow, kept = self._cut(cut)
+            found = {(c.slots, c.noise) for c in find_axes(shadow, on_meta(self.inputs, real=self.real)).classes}
+            positions = Positions(shadow, self.axes, kept)
+            new = []
+            for i in remaining:
+                c = self.axes.classes[i]
+                slots = tuple(
+                    replace(s, indices=tuple(tuple(positions.now(s, m)) for m in kept.members[i])) for s in c.slots
+                )
+                if (slots, c.noise) not in found:
+                    new.append(i)
+            if not new:
+                break
+            broken.update(dict.fromkeys(new, "its code takes channels by their number"))
+            remaining = [i for i in remaining if i not in broken]
+        return broken
+
+    def _cut(self, left: dict[int, int]) -> tuple[nn.Module, Kept]:
+        """A copy in which only the last so many members of these classes are left."""
+        shadow, full = meta_copy(self.model, real=self.real), Kept.full(self.axes)
+        kept = Kept(tuple(m[len(m) - left.get(i, len(m)) :] for i, m in enumerate(full.members)))
+        resize(shadow, self.axes, kept)
+        return shadow, kept
+
+    def _breaks(self, left: dict[int, int]) -> str | None:
+        """Why the network is not the same with only so many members of these classes."""
+        try:
+            shadow, _ = self._cut(left)
+            for training, before in self.expected.items():
+                after = _run(shadow, on_meta(self.inputs, real=self.real), training=training)
+                difference = _difference(before, after)
+                if difference:
+                    return difference
+        except Exception as error:
+            return where_in_code(error)
+        return None
+
+    def _progress(self, left: dict[int, int]) -> float:
+        """How many operators run before it breaks with so many members of these classes; infinity if it does not."""
+        done = 0
+        try:
+            shadow, _ = self._cut(left)
+            for training in self.expected:
+                noted = _Numbers()
+                try:
+                    set_mode(shadow, training)
+                    with undisturbed(), noted, warnings.catch_warnings(action="ignore"):
+                        shadow(*on_meta(self.inputs, real=self.real))
+                finally:
+                    done += len(noted.seen)
+        except Exception:
+            return done
+        return float("inf")
