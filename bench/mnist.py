@@ -23,14 +23,14 @@ from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.training import CHECKPOINT, RESULT, train, train_float
 
 MLP = Recipe(dataset="mnist", network="lenet-300-100", augment=True, shift=1, anneal=0.6, gamma_warmup=0.3, epochs=40)
-CONV = replace(MLP, network="lenet5")
+CONV = replace(MLP, network="lenet5", epochs=25)
 ROWS: dict[str, Recipe] = {
     "lenet-300-100-float": replace(MLP, gamma=0.0),
     "lenet-300-100-bit-depth": replace(MLP, rate="bit-depth", gamma=0.03, weight_decay=5e-4),
     "lenet-300-100-code-length": replace(MLP, gamma=1.0),
     "lenet5-float": replace(CONV, gamma=0.0),
-    "lenet5-bit-depth": replace(CONV, rate="bit-depth", gamma=0.1, weight_decay=5e-4),
-    "lenet5-code-length": replace(CONV, gamma=1.6),
+    "lenet5-bit-depth": replace(CONV, rate="bit-depth", gamma=0.03, weight_decay=5e-4),
+    "lenet5-code-length": replace(CONV, gamma=1.7),
 }
 RECORDS = Path(__file__).parent / "records"
 

@@ -6,8 +6,8 @@
 
 Needs torchvision, timm and transformers (`--path FOLDER` adds a folder to look for them in). For each network, in
 float64 and with random numbers in all norms: find its classes of channels; kill a random 30 % of every class, by
-zeroing what makes them or what reads them; find the dead, cut them, and compare the outputs before and after, in eval and in train
-mode; take a step of the optimizer; load the cut state dict into a fresh network that is made as small.
+zeroing what makes them or what reads them; find the dead, cut them, and compare the outputs before and after, in eval
+and in train mode; take a step of the optimizer; load the cut state dict into a fresh network that is made as small.
 
 Weights are entries of parameters with two or more axes. A weight counts as removable if a class of channels owns its
 row or its column. Times are processor time of one thread.
