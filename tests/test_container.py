@@ -23,6 +23,7 @@ from selfcompress.container import (
     Contents,
     LevelTensor,
     NormTensor,
+    Number,
     RawTensor,
     Record,
     matrix_shape,
@@ -75,6 +76,8 @@ def assert_same(found: Contents, expected: Contents) -> None:
             assert a.values.dtype == b.values.dtype
             assert a.values.shape == b.values.shape
             assert a.values.tobytes() == b.values.tobytes()
+        else:
+            assert a == b
 
 
 def some_levels(
@@ -106,12 +109,12 @@ def some_levels(
 # -- what is written is read
 
 
-@pytest.mark.parametrize("name", ["tiny", "full"])
+@pytest.mark.parametrize("name", sorted(golden.GOLDEN))
 def test_golden_contents_have_these_bytes(name: str) -> None:
     assert write(golden.GOLDEN[name]()) == golden.stored(name)
 
 
-@pytest.mark.parametrize("name", ["tiny", "full"])
+@pytest.mark.parametrize("name", sorted(golden.GOLDEN))
 def test_golden_bytes_have_these_contents(name: str) -> None:
     assert_same(read(golden.stored(name)), golden.GOLDEN[name]())
 
@@ -132,7 +135,7 @@ def tensor_in_order(record: LevelTensor) -> list[tuple[int, int | None]]:
     return [(int(k), None if e == 10**6 else int(e)) for k, e in flat.T]
 
 
-@pytest.mark.parametrize("name", ["tiny", "full"])
+@pytest.mark.parametrize("name", sorted(golden.GOLDEN))
 def test_a_second_reader_written_from_the_page_agrees(name: str) -> None:
     contents = read(golden.stored(name))
     found, metadata = second.read(golden.stored(name))
@@ -148,6 +151,8 @@ def test_a_second_reader_written_from_the_page_agrees(name: str) -> None:
                 assert {r for _, _, r in entry[1]} == {record.resolution}
             else:
                 assert not any(k for k, _, _ in entry[1])
+        elif isinstance(record, Number):
+            assert entry == record.value
         elif isinstance(record, NormTensor):
             assert entry[1:] == (record.scale.tolist(), record.shift.tolist())
         else:
@@ -295,7 +300,7 @@ def test_the_folder_holds_no_other_files() -> None:
     assert {p.stem for p in (HERE / "hostile").glob("*.scn")} == set(hostile.FILES)
 
 
-@pytest.mark.parametrize("name", ["tiny", "full"])
+@pytest.mark.parametrize("name", sorted(golden.GOLDEN))
 def test_a_file_cut_off_anywhere_is_refused(name: str) -> None:
     data = golden.stored(name)
     for length in range(len(data)):

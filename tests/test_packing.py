@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from selfcompress.compressor import SelfCompressor
 from selfcompress.container import Contents, LevelTensor, NormTensor, RawTensor, read, size_bits, write
 from selfcompress.converting import Format, compressed_tensors, convert
 from selfcompress.errors import FormatError, NonFiniteError, OutputError, UsageError
@@ -323,6 +324,56 @@ def test_a_smaller_language_model_is_loaded_into_the_original() -> None:
     x = torch.arange(5)
     assert torch.allclose(large(x), small(x), atol=1e-3)
     assert (large.table.embedding_dim, large.act.num_parameters, large.head.in_features) == (3, 3, 3)
+
+
+class Attending(nn.Module):
+    """Attention whose code keeps the number of its heads."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv = nn.Linear(8, 3 * heads * 4)
+        self.out = nn.Linear(heads * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), -1, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def one_head_less() -> tuple[Attending, bytes]:
+    """A network that lost the second of its four heads, and its file."""
+    model = Attending(4)
+    with torch.no_grad():
+        for tensor, axis in ((model.qkv.weight, 0), (model.qkv.bias, 0), (model.out.weight, 1)):
+            for start in range(4, tensor.shape[axis], 16):
+                tensor.narrow(axis, start, 4).zero_()
+    compressor = SelfCompressor(model, (torch.randn(2, 3, 8),), gamma=0.0, check_every=1)
+    optimizer = torch.optim.SGD(compressor.param_groups(lr=0.0))
+    for _ in range(2):
+        compressor.penalty().backward()
+        compressor.step(optimizer)
+    assert model.num_heads == 3
+    return model, pack(model)
+
+
+def test_a_number_that_followed_a_cut_is_saved_and_set_again() -> None:
+    model, data = one_head_less()
+    loaded = unpack(data, Attending(4))
+    assert loaded.num_heads == 3
+    assert loaded.qkv.out_features == 36
+    x = torch.randn(2, 3, 8)
+    assert torch.allclose(loaded(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [(lambda m: setattr(m, "num_heads", 2), "`2`"), (lambda m: delattr(m, "num_heads"), "nothing")]
+)
+def test_a_number_without_its_place_is_refused_and_nothing_is_changed(
+    change: Callable[[nn.Module], None], found: str
+) -> None:
+    into = Attending(4)
+    change(into)
+    unchanged(into, one_head_less()[1], FormatError, f"`num_heads`: the number 3 in the file, {found} in the network")
 
 
 # -- files and networks that do not belong together

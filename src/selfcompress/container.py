@@ -18,6 +18,7 @@ import math
 import os
 import secrets
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,16 @@ VERSION = 1
 MAX_AXES = 8
 MAX_NAME = 1 << 10
 """Bytes of a record's name: names share their beginnings, so that a short file could hold many long ones."""
+MAX_NUMBER = 1 << 31
 MAX_EXPONENTS = 1 << 16
 """Exponents of one tensor may span at most so many steps."""
 MAX_OCTAVES = 100
 """Exponents lie in -100 … 100 octaves: beyond, a step times a level does not fit single precision."""
 
 # Kinds of a record: where its numbers are and how they are stored; one table, all else is derived from it
-_LEVELS, _NORM = "levels", "norm"
+_LEVELS, _NORM, _NUMBER = "levels", "norm", "number"
 _DTYPES = ("float16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *_DTYPES)
+_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *_DTYPES, _NUMBER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,17 @@ class NormTensor:
     shift: NDArray[Any]
 
 
-Record = LevelTensor | RawTensor | NormTensor
+@dataclass(frozen=True)
+class Number:
+    """A whole number in the network's own code that followed a cut, such as `blocks.0.attn.num_heads`."""
+
+    name: str
+    """Qualified name of the module, a dot, and the name of the attribute."""
+    value: int
+    """The number now, 0 … 2^31."""
+
+
+Record = LevelTensor | RawTensor | NormTensor | Number
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,6 +379,9 @@ def write(contents: Contents) -> bytes:
         if isinstance(record, LevelTensor):
             header.uint(_KINDS.index(_LEVELS))
             _write_levels(record, header, stream)
+        elif isinstance(record, Number):
+            header.uint(_KINDS.index(_NUMBER))
+            header.uint(record.value)
         elif isinstance(record, NormTensor):
             header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"))
             header.uint(len(record.scale))
@@ -390,6 +405,10 @@ def _check_writable(record: Record) -> None:
     """Refuse what `read` would refuse, before it is written."""
     if len(record.name.encode()) > MAX_NAME:
         raise FormatError(f"`{record.name[:40]}…`: expected a name of at most {MAX_NAME} bytes")
+    if isinstance(record, Number):
+        if not 0 <= record.value <= MAX_NUMBER:
+            raise FormatError(f"`{record.name}`: expected a number of 0 … {MAX_NUMBER}, found {record.value}")
+        return
     if isinstance(record, NormTensor):
         return
     shape = record.original_shape if isinstance(record, LevelTensor) else record.values.shape
@@ -427,8 +446,9 @@ def read(data: bytes) -> Contents:
     header, budget = _Reader(data[4:-4]), _Budget(len(data))
     metadata = header.text("metadata")
     pending: list[tuple[str, str, tuple[int, ...]]] = []
-    order: list[tuple[bool, int]] = []
     heads: list[_LevelsHeader] = []
+    numbers: list[Number] = []
+    order: list[tuple[str, int]] = []
     previous, names = b"", set[str]()
     for _ in range(header.uint("number of records", len(data))):
         shared = header.uint("name", len(previous))
@@ -442,10 +462,13 @@ def read(data: bytes) -> Contents:
         names.add(name)
         kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1)]
         if kind == _LEVELS:
-            order.append((True, len(heads)))
+            order.append((_LEVELS, len(heads)))
             heads.append(_read_levels_header(name, header, budget))
+        elif kind == _NUMBER:
+            order.append((_NUMBER, len(numbers)))
+            numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER)))
         else:
-            order.append((False, len(pending)))
+            order.append((kind, len(pending)))
             axes = 1 if kind.startswith(_NORM) else header.uint(f"`{name}` axes", MAX_AXES)
             pending.append((name, kind, header.shape(axes, f"`{name}` shape")))
     plain = [_read_raw(header, *entry) for entry in pending]
@@ -455,7 +478,8 @@ def read(data: bytes) -> Contents:
     except MemoryError:
         raise FormatError("there is not enough memory for the weights that the file says it holds") from None
     stream.finish()
-    return Contents(tuple(coded[i] if is_coded else plain[i] for is_coded, i in order), metadata)
+    found: dict[str, Sequence[Record]] = {_LEVELS: coded, _NUMBER: numbers}
+    return Contents(tuple(found.get(kind, plain)[i] for kind, i in order), metadata)
 
 
 def _read_raw(header: _Reader, name: str, kind: str, shape: tuple[int, ...]) -> RawTensor | NormTensor:

@@ -26,6 +26,7 @@ from .container import (
     Contents,
     LevelTensor,
     NormTensor,
+    Number,
     RawTensor,
     Record,
     matrix_shape,
@@ -39,7 +40,7 @@ from .converting import Compressed, compressed_tensors
 from .errors import FormatError, NonFiniteError, UsageError
 from .quantizer import ChannelQuantizer, from_rows
 from .rate import count, fit
-from .shrinking import sync_sizes
+from .shrinking import ORIGINAL_SIZES, sync_sizes
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -179,6 +180,9 @@ def contents_of(model: nn.Module, metadata: str = "") -> Contents:
                 records.append(_level_tensor(tensors[name]))
             else:
                 records.append(RawTensor(name, _floats(getattr(module, tensor_name))))
+    for prefix, module in model.named_modules():
+        for name in vars(module).get(ORIGINAL_SIZES, ()):
+            records.append(Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)))
     return Contents(tuple(records), metadata)
 
 
@@ -230,7 +234,9 @@ def unpack(data: bytes, into: Model) -> Model:
     """Read the bytes of a `.scn` file into a freshly built network; see `load`."""
     if compressed_tensors(into):
         raise UsageError("into: expected a plain network, found one with quantizers\nhint: build a new one")
-    records = {record.name: record for record in read(data).records}
+    contents = read(data).records
+    numbers = [record for record in contents if isinstance(record, Number)]
+    records = {record.name: record for record in contents if not isinstance(record, Number)}
     places = {name: (module, tensor) for name, module, tensor in _places(into)}
     missing, foreign = [n for n in places if n not in records], [n for n in records if n not in places]
     if missing or foreign:
@@ -244,6 +250,7 @@ def unpack(data: bytes, into: Model) -> Model:
             + "\nhint: build the network with the code and the options it was trained with"
         )
     values = {name: _values(record, *places[name]) for name, record in records.items()}
+    owners = [_owner(number, into) for number in numbers]
     with torch.no_grad():
         for name, record in records.items():
             module, tensor_name = places[name]
@@ -252,10 +259,22 @@ def unpack(data: bytes, into: Model) -> Model:
             else:
                 _set(module, tensor_name, values[name][0])
             sync_sizes(module)
+    for number, (module, name) in zip(numbers, owners, strict=True):
+        setattr(module, name, number.value)
     return into.eval()
 
 
-def _values(record: Record, module: nn.Module, tensor_name: str) -> tuple[Tensor, ...]:
+def _owner(number: Number, model: nn.Module) -> tuple[nn.Module, str]:
+    """The module and the name of the attribute that a number is for: there, whole, and no less than the number."""
+    prefix, _, name = number.name.rpartition(".")
+    module = dict(model.named_modules()).get(prefix)
+    found = vars(module).get(name) if module is not None else None
+    if module is None or name.startswith("_") or type(found) is not int or not 0 < number.value <= found:
+        raise _mismatch(number.name, f"the number {number.value}", "nothing" if found is None else f"`{found}`")
+    return module, name
+
+
+def _values(record: LevelTensor | NormTensor | RawTensor, module: nn.Module, tensor_name: str) -> tuple[Tensor, ...]:
     """The tensors of a record, checked against their place in the network."""
     if isinstance(record, NormTensor):
         if tensor_name:
@@ -316,11 +335,11 @@ def inspect(path: str | os.PathLike[str]) -> FileSummary:
         contents = read(data)
     except FormatError as error:
         raise FormatError(f"`{path}`: {error}") from None
-    tensors = tuple(_summary(record) for record in contents.records)
+    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, Number))
     return FileSummary(len(data), contents.metadata, tensors, len(data) - sum(t.size_bytes for t in tensors))
 
 
-def _summary(record: Record) -> TensorSummary:
+def _summary(record: LevelTensor | NormTensor | RawTensor) -> TensorSummary:
     if isinstance(record, LevelTensor):
         bits = size_bits(record)
         weights = record.levels.size

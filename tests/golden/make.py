@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from selfcompress.coder import LevelModel
-from selfcompress.container import Contents, LevelTensor, NormTensor, RawTensor, matrix_shape, write
+from selfcompress.container import Contents, LevelTensor, NormTensor, Number, RawTensor, matrix_shape, write
 
 FOLDER = Path(__file__).parent
 
@@ -110,7 +110,14 @@ def full() -> Contents:
     )
 
 
-GOLDEN = {"tiny": tiny, "full": full}
+def heads() -> Contents:
+    """A layer that lost one of three heads of two channels, and the number that followed."""
+    levels = np.array([[1, 0], [0, -1], [2, 1], [0, 1]])
+    weight = _levels("attn.qkv.weight", levels, (4, 2), original_shape=(6, 2), exponents=[-9, -8, -9, -9])
+    return Contents((weight, Number("attn.num_heads", 2), Number("attn.width", 2**31)))
+
+
+GOLDEN = {"tiny": tiny, "full": full, "heads": heads}
 
 
 def stored(name: str) -> bytes:

@@ -208,12 +208,16 @@ def read(data):
         kind = c.uint()
         if kind == 0:
             heads.append((name.decode(), kind, levels_header(c)))
+        elif kind == 12:
+            heads.append((name.decode(), kind, c.uint()))
         else:
             heads.append((name.decode(), kind, c.uints(1 if kind < 3 else c.uint())))
     plain = {}
     for name, kind, shape in heads:
         if kind in (1, 2):
             plain[name] = (shape, c.numbers("ef"[kind - 1], shape[0]), c.numbers("ef"[kind - 1], shape[0]))
+        elif kind == 12:
+            plain[name] = shape
         elif kind:
             plain[name] = (shape, c.numbers(RAW[kind], math.prod(shape)))
     stream = Stream(c.data[c.at :])

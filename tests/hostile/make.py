@@ -104,7 +104,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
     "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
     # raw numbers
-    "unknown-kind": (file(plain(12, 0)), r"`x` kind: expected at most 11, found 12"),
+    "unknown-kind": (file(plain(13, 0)), r"`x` kind: expected at most 12, found 13"),
     "too-many-axes": (file(plain(3, *[1] * 9), raw=b"\0\0"), r"`x` axes: expected at most 8, found 9"),
     "raw-size-beyond-measure": (file(plain(3, 2**31 + 1)), r"`x` shape: expected at most 2147483648"),
     "raw-of-an-exabyte": (file(plain(6, 2**20, 2**20, 2**20)), r"`x`: 9223372036854775808 bytes expected, 0 left"),
@@ -137,6 +137,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "weights-of-no-size": (file(levels(original=(0, 2**31))), r"`w`: shape \(0, 2147483648\) has more weights"),
     "weights-of-no-size-deep": (file(levels(original=(0, *[2**31] * 7))), r"`w`: shape .* has more weights"),
     "dead-weights-without-end": (file(levels(original=(2**30, 4), top=0)), r"`w`: shape .* has more weights"),
+    "number-without-end": (
+        file(name("heads") + uints(12, 2**31 + 1)),
+        r"`heads`: expected at most 2147483648, found 2147483649",
+    ),
     "top-40000": (file(levels(top=40000)), r"`w` top level: expected at most 32767, found 40000"),
     "offset-129": (file(levels(offset=129)), r"`w` offset: expected at most 256, found 258"),
     "decay-32": (file(levels(decay=32)), r"`w` decay: expected at most 31, found 32"),
