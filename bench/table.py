@@ -46,8 +46,8 @@ def table() -> str:
     ]
     note = (
         "Mean ± standard deviation of three seeds on the test set; all rows of a network have the same epochs (40 and\n"
-        "25), schedule and augmentation (images moved by up to one pixel, in training only). Loss said: bytes that the\n"
-        "loss charged for at the end, over bytes of the file. Commands, all seeds, versions: `bench/mnist.py`,\n"
+        "25), schedule and augmentation (images moved by up to one pixel, in training only). Loss said: bytes that\n"
+        "the loss charged for at the end, over bytes of the file. Commands, all seeds, versions: `bench/mnist.py`,\n"
         "`bench/records/`.\n"
     )
     return "\n".join([*head, *(r for r in rows if r)]) + "\n\n" + note
