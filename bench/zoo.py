@@ -15,6 +15,7 @@ row or its column. Times are processor time of one thread.
 
 import argparse
 import json
+import re
 import sys
 import time
 import traceback
@@ -169,6 +170,7 @@ def removable(model: nn.Module, axes: Axes) -> tuple[int, float, list[tuple[str,
         inside += parameter.numel() * (1 - stays)
         if stays:
             reason = reasons.get(name, "is not read by an operator with a rule")
+            reason = re.sub(r", /\S*/([^/\s]+:\d+\))", r", \1", reason)  # the file's name will do
             why[reason] = why.get(reason, 0.0) + parameter.numel() * stays
     return (
         int(total),

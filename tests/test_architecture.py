@@ -8,13 +8,13 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("quantizer", "coder", "attention"),
-    ("rate", "container", "tracing", "copies"),
+    ("quantizer", "coder", "attention", "recurrent"),
+    ("rate", "container", "tracing", "copies", "optimizers"),
     ("operators",),
     ("axes",),
     ("converting", "shrinking", "budget"),
     ("packing", "trial"),
-    ("compressor",),
+    ("compressor", "explaining"),
     ("scoring", "reporting", "exporting"),
     ("recipes", "integrations"),
     ("cli",),

@@ -17,7 +17,7 @@ from selfcompress.axes import Axes, ChannelClass, FrozenAxis, Norm, Slot, find_a
 from selfcompress.errors import UsageError
 from selfcompress.trial import tried
 
-from .zoo import PATTERNS, Net, conv, image, normed, numbers, vector, weight
+from .zoo import PATTERNS, SEPARATE_HEADS, Net, conv, image, normed, numbers, vector, weight
 
 
 def found(model: nn.Module, *inputs: Tensor) -> Axes:
@@ -108,7 +108,30 @@ INDICES: dict[str, tuple[str, str, int, tuple[tuple[int, ...], ...]]] = {
     # groups of the shuffle: {i, i + 8}; it puts 0 8 1 9 2 10 3 11 into the first group of the convolution
     "channel shuffle": ("a → b: 4", "a.weight", 0, tuple((i, i + 4, i + 8, i + 12) for i in range(4))),
     "shortcut padded with channels": ("a → b → c: 6", "c.weight", 1, tuple((i + 2,) for i in range(6))),
-}
+    "group norm": ("3 → 4 → 5: 4", "4.weight", 0, tuple(tuple(range(3 * i, 3 * i + 3)) for i in range(4))),
+    "an image made of a vector": (
+        "fc → conv: 6", "fc.weight", 0, tuple(tuple(range(16 * i, 16 * i + 16)) for i in range(6))
+    ),
+    "queries, keys and values from one layer": (
+        "attend.qkv → attend.proj: 4",
+        "attend.qkv.weight",
+        0,
+        tuple(tuple(8 * part + 2 * head + i for part in range(3) for i in range(2)) for head in range(4)),
+    ),
+    "seven queries for each key": (
+        f"{SEPARATE_HEADS}: 2", "attend.q.weight", 0, (tuple(range(14)), tuple(range(14, 28)))
+    ),
+    "rotated queries and keys": (
+        f"{SEPARATE_HEADS}: 4", "attend.k.weight", 0, tuple(tuple(range(4 * i, 4 * i + 4)) for i in range(4))
+    ),
+    "shifted windows": ("attend.qkv → attend → attend.proj: 4", "attend.table", 1, tuple((i,) for i in range(4))),
+    "torch's attention": (
+        "attend → attend.out_proj: 4", "attend.out_proj.weight", 1, tuple((2 * i, 2 * i + 1) for i in range(4))
+    ),
+    "heads that are mixed": (
+        "attend.v → attend.after → attend.o: 4", "attend.after.weight", 0, tuple((i,) for i in range(4))
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", INDICES)
@@ -262,8 +285,7 @@ UNFOLLOWED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "mean over channels": (lambda m, x: x - x.mean(1, True), "`mean` is taken over channels"),
     "computed indices": (lambda m, x: x.index_select(1, torch.arange(6)), "channels are picked by computed indices"),
     "flipped": (lambda m, x: x.flip(1), "`flip` runs over channels"),
-    "contraction": (lambda m, x: x.flatten(2).transpose(1, 2) @ x.flatten(2), "channels are contracted with one"),
-    "numbers of its size": (lambda m, x: x + torch.ones(6, 1, 1), "meets numbers of its own size that carry no"),
+    "numbers of its size": (lambda m, x: x + torch.arange(6.0).view(6, 1, 1), "meets numbers of its own size that"),
     "first channel": (lambda m, x: x[:, :1] * x, "channels are picked by position"),
     "power of channels": (lambda m, x: 2**x, "operator `pow` has no rule for bounds or powers that are tensors"),
 }  # fmt: skip
@@ -278,11 +300,59 @@ def test_what_looks_at_channels_as_a_whole_freezes_them_with_the_reason(name: st
     assert reason(axes, "first.weight").startswith(text)
 
 
-def test_channels_that_meet_crosswise_stay() -> None:
-    model = Net(lambda m, x: m.a(x).view(-1, 2, 3, 6, 6) + m.k, a=conv(3, 6), k=weight(3, 1, 1))
-    axes = found(model, torch.randn(1, 3, 6, 6))
-    assert axes.classes == ()
-    assert reason(axes, "a.weight") == reason(axes, "k") == "channels meet crosswise"
+def test_a_mean_over_channels_freezes_them_only_where_it_is_used() -> None:
+    model = Net(lambda m, x: (m.b(h := m.a(x)), h.mean(1))[: 1 + m.asked], a=nn.Linear(5, 6), b=nn.Linear(6, 2))
+    for asked, classes in ((0, ["a → b: 6"]), (1, [])):
+        model.asked = asked
+        axes = found(model, torch.randn(4, 5))
+        assert [str(c) for c in axes.classes] == classes
+    assert reason(axes, "a.weight") == "`mean` is taken over channels"
+
+
+def test_channels_that_activations_read_are_never_unread() -> None:
+    """A product of two activations over them: silent ones may go, but no weight says that nobody reads them."""
+    model = Net(lambda m, x: (h := m.a(x)) @ h.transpose(1, 2), a=nn.Linear(5, 6))
+    (c,) = found(model, torch.randn(2, 6, 5)).classes
+    assert c.contracted
+    assert (c.noise, [str(s) for s in c.slots]) == ("", ["a.weight[0]", "a.bias[0]"])
+    (c,) = found(Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(5, 6), b=nn.Linear(6, 2)), torch.randn(4, 5)).classes
+    assert not c.contracted
+
+
+def members(c: ChannelClass, tensor: str, axis: int = 0) -> list[tuple[int, ...]]:
+    (slot,) = [s for s in c.slots if (s.tensor, s.axis) == (tensor, axis)]
+    return list(slot.indices)
+
+
+def test_channels_that_meet_crosswise_go_in_whole_rows_of_what_they_share() -> None:
+    """Of (2, 3) and (3, 2) the axis of three is shared: each of its entries takes a column there, a row here."""
+    model = Net(
+        lambda m, x: m.c((m.a(x).view(-1, 2, 3, 1) * m.b(x).view(-1, 1, 3, 2)).flatten(1)),
+        a=nn.Linear(5, 6),
+        b=nn.Linear(5, 6),
+        c=nn.Linear(12, 2),
+    )
+    (c,) = found(model, torch.randn(4, 5)).classes
+    assert members(c, "a.weight") == [(0, 3), (1, 4), (2, 5)]
+    assert members(c, "b.weight") == [(0, 1), (2, 3), (4, 5)]
+    assert members(c, "c.weight", 1) == [(0, 1, 6, 7), (2, 3, 8, 9), (4, 5, 10, 11)]
+
+
+def test_what_meets_every_head_alike_stays_and_whole_heads_go() -> None:
+    model = Net(
+        lambda m, x: m.c((m.a(x).unflatten(1, (2, 3)) * m.k).flatten(1)), a=nn.Linear(5, 6), k=weight(3),
+        c=nn.Linear(6, 2),
+    )  # fmt: skip
+    axes = found(model, torch.randn(4, 5))
+    (c,) = axes.classes
+    assert members(c, "a.weight") == [(0, 1, 2), (3, 4, 5)]
+    assert reason(axes, "k") == "meets the channels of every head alike"
+
+
+def test_numbers_that_are_all_one_may_have_any_size() -> None:
+    for numbers_of in (torch.ones, torch.zeros, lambda n: torch.full((1,), -1.0).expand(n)):
+        model = Net(lambda m, x, f=numbers_of: m.b((h := m.a(x)) + f(h.shape[1])), a=nn.Linear(5, 6), b=nn.Linear(6, 2))
+        assert [c.size for c in found(model, torch.randn(4, 5)).classes] == [6]
 
 
 PARAMETERS: dict[str, Callable[[Any], Tensor]] = {

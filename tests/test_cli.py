@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from selfcompress import __version__
 from selfcompress.cli import app
+from selfcompress.recipes.datasets import CONTEXT, DATASETS, IMAGE_SIZE, SAMPLES, load_dataset
 
 SHORT = ["--width", "30", "--epochs", "2", "--batch-size", "64"]
 NO_CONTROL_CODES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -284,11 +285,120 @@ def test_the_demo_trains_both_and_compares(tmp_path: Path) -> None:
     assert f"net.scn: {size:,} bytes" in done.stdout
 
 
+def test_explain_says_what_the_library_says_without_any_data() -> None:
+    import torch
+
+    import selfcompress as sc
+    from selfcompress.recipes.networks import build_network
+
+    expected = sc.explain(
+        build_network("lenet5", input_shape=(1, 28, 28), num_classes=10), (torch.zeros(1, 1, 28, 28),)
+    )
+    assert call("explain", "--data", "mnist").stdout == f"{expected}\n"
+    values = json.loads(call("explain", "--data", "cifar10", "--network", "resnet20", "--width", "4", "--json").stdout)
+    channels = {c["channels"] for c in values["classes"]}
+    assert channels == {4, 8, 16}
+    for data in SAMPLES:
+        result = call("explain", "--data", data, "--width", 8)
+        assert result.exit_code == 0, result.output
+        assert "classes of channels can be cut:" in result.stdout
+
+
+def test_the_shapes_that_are_known_without_files_are_those_of_the_data(shared_data: Path) -> None:
+    assert SAMPLES.keys() == DATASETS.keys()
+    assert SAMPLES["imagefolder"][0] == (3, IMAGE_SIZE, IMAGE_SIZE)
+    assert SAMPLES["text"][0] == (CONTEXT,)
+    for name in ("digits", "mnist"):
+        dataset = load_dataset(name, shared_data)
+        assert SAMPLES[name] == (dataset.input_shape, dataset.num_classes)
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.image, self.head = nn.Embedding(9, 4), nn.Conv2d(3, 6, 3), nn.Linear(10, 2)
+
+    def forward(self, tokens, image):
+        return self.head(torch.cat([self.table(tokens).mean(1), self.image(image).mean((2, 3))], 1))
+
+class Holder:
+    net = Net()
+
+def nothing():
+    return 7
+
+def broken():
+    raise KeyError("weights.pt")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a user's module in the current folder."""
+    name = f"own_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / f"{name}_bad.py").write_text("def net(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+@pytest.mark.parametrize("factory", ["Net", "Holder.net"])
+def test_explain_takes_a_network_of_ones_own(own: str, factory: str) -> None:
+    result = call("explain", "--module", f"{own}:{factory}", "--input-shape", "int:5", "--input-shape", "3,8,8")
+    assert result.exit_code == 0, result.output
+    assert "2 classes of channels can be cut:" in result.stdout
+    assert {"table → head", "image → head"} <= {line[-12:].strip() for line in result.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes", "expected"),
+    [
+        ("OWN:Net", [], "`--module`: expected `--input-shape` with it"),
+        ("OWN:Net", ["3,224"], "example_inputs: the model does not run on shapes [(2, 3, 224)]"),
+        ("OWN:Net", ["3,x"], "found `3,x`"),
+        ("OWN:Net", ["3,0"], "found `3,0`"),
+        ("OWN:Net", ["long:3"], "found `long:3`"),
+        ("OWN", ["3"], "expected `package.module:factory`, found `own_"),
+        ("OWN:Nat", ["3"], "has no attribute 'Nat'"),
+        ("OWN_bad:net", ["3"], "SyntaxError"),
+        ("no_such_module_here:net", ["3"], "ModuleNotFoundError: No module named 'no_such_module_here'"),
+        ("OWN:nothing", ["3"], "expected a `torch.nn.Module` from `own_"),
+        ("OWN:broken", ["3"], "KeyError: 'weights.pt'"),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_had_is_one_clear_error(
+    own: str, module: str, shapes: list[str], expected: str
+) -> None:
+    options = [option for shape in shapes for option in ("--input-shape", shape)]
+    refused(call("explain", "--module", module.replace("OWN", own), *options), expected, "hint: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "mnsit"], "found `mnsit`"),
+        (["--network", "lenet7"], "lenet7"),
+        (["--width", "0"], "width = 0"),
+        (["--data", "mnist", "--network", "gpt"], "gpt"),
+        (["--input-shape", "3"], "`--input-shape`: belongs to `--module`"),
+        (["--module", "a:b", "--input-shape", "3", "--data", "mnist"], "`--data`: does not go with `--module`"),
+        (["--module", "a:b", "--input-shape", "3", "--width", "3"], "`--width`: does not go with `--module`"),
+    ],
+)
+def test_an_option_of_explain_that_cannot_work_is_one_clear_error(options: list[str], expected: str) -> None:
+    refused(call("explain", *options), expected, "hint: ")
+
+
 def test_version_and_help() -> None:
     assert call("--version").stdout == f"selfcompress {__version__}\n"
-    for arguments in ([], ["train"], ["eval"], ["inspect"]):
+    for arguments in ([], ["train"], ["eval"], ["inspect"], ["explain"]):
         result = call(*arguments, "--help")
         assert result.exit_code == 0
     text = call("--help").stdout
-    assert all(command in text for command in ("train", "eval", "inspect"))
+    assert all(command in text for command in ("train", "eval", "inspect", "explain"))
     assert "digits, mnist, fashion-mnist" in " ".join(call("train", "--help").stdout.replace("│", " ").split())

@@ -147,7 +147,7 @@ class Summed(nn.Module):
 
 
 class ByHand(nn.Module):
-    """A matrix (inputs, outputs), whose first axis `include` takes for the channels though it is not."""
+    """A matrix (inputs, outputs), whose channels are along its second axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,8 +239,8 @@ PRICED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str,
     "channels on another axis": (
         ByHand,
         lambda: torch.randn(2, 3),
-        {"include": ["matrix"]},
-        {"matrix": (1, outside(8)), "head.weight": (1, outside(8))},
+        {},
+        {"matrix": (1, outside(3)), "head.weight": (1, channels_of(8, "matrix"))},
     ),
     "grouped": (
         lambda: grouped(nn.Conv2d(8, 6, 3, groups=2)),

@@ -177,6 +177,255 @@ def text(m: Any, x: Tensor) -> Tensor:
     return m.head(m.norm(h + m.fc2(F.gelu(m.fc1(h)))))
 
 
+class Fused(nn.Module):
+    """Queries, keys and values from one layer, as timm has it."""
+
+    def __init__(self, width: int, heads: int, *, explicit: bool = False, normed: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = heads, width // heads, width
+        self.scale, self.explicit = self.head_dim**-0.5, explicit
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(self.head_dim) if normed else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim) if normed else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.explicit:
+            x = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class Separate(nn.Module):
+    """Queries, keys and values from a layer each; `kv_heads` of them share keys and values; `turned` rotates them."""
+
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, dim: int, *, turned: bool = False, explicit: bool = False
+    ) -> None:
+        super().__init__()
+        self.dim, self.turned, self.explicit = dim, turned, explicit
+        self.q, self.k, self.v = (nn.Linear(width, h * dim) for h in (heads, kv_heads, kv_heads))
+        self.o = nn.Linear(heads * dim, width)
+        self.register_buffer("inv_freq", 1.0 / 100 ** (torch.arange(0, dim, 2) / dim))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2])[:, None] * self.inv_freq
+        angles = torch.cat((angles, angles), -1)
+        half = torch.cat((-x[..., self.dim // 2 :], x[..., : self.dim // 2]), -1)
+        return x * angles.cos() + half * angles.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], -1, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if self.turned:
+            q, k = self.rotate(q), self.rotate(k)
+        if self.explicit:  # keys and values repeated, as transformers has it
+            b, h, n, d = k.shape
+            repeats = q.shape[1] // h
+            k, v = (t[:, :, None].expand(b, h, repeats, n, d).reshape(b, h * repeats, n, d) for t in (k, v))
+            mixed = (q @ k.transpose(2, 3) * self.dim**-0.5).softmax(-1) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+class Window(nn.Module):
+    """Attention in shifted windows of an image, as Swin has it, with a learned bias for each distance."""
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads, self.window, self.dim = heads, window, width // heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        far = (places[:, None] - places[None]) + window - 1
+        self.register_buffer("index", far[..., 0] * (2 * window - 1) + far[..., 1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        s = self.window
+        x = torch.roll(x, (-1, -1), (1, 2))
+        x = x.view(b, h // s, s, w // s, s, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, s * s, c)
+        q, k, v = self.qkv(x).reshape(len(x), s * s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.index.view(-1)].view(s * s, s * s, -1).permute(2, 0, 1)
+        scores = q * self.dim**-0.5 @ k.transpose(-2, -1) + bias[None]
+        x = self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        x = x.view(b, h // s, w // s, s, s, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, -1)
+        return torch.roll(x, (1, 1), (1, 2))
+
+
+class Cross(nn.Module):
+    """Attention to another sequence, some of whose positions are padding."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.to_q, self.to_kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, padding: Tensor) -> Tensor:
+        k, v = self.to_kv(context).chunk(2, -1)
+        q, k, v = (t.view(*t.shape[:2], self.heads, -1).transpose(1, 2) for t in (self.to_q(x), k, v))
+        scores = torch.einsum("bhid,bhjd->bhij", q, k) * self.scale
+        mask = padding[:, None, None, :].expand(-1, self.heads, q.shape[2], -1)
+        attention = scores.masked_fill(mask, float("-inf")).softmax(-1)
+        return self.to_out(torch.einsum("bhij,bhjd->bhid", attention, v).transpose(1, 2).flatten(2))
+
+
+class Masked(nn.Module):
+    """Causal attention with a mask for every head and a padding mask."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.dim = width // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, -1, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mask = torch.full((n, n), -1e9, dtype=x.dtype).triu(1).expand(b, q.shape[1], n, n)
+        mask = mask + padding[:, None, None, :] * -1e9
+        return self.o(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+class Talking(nn.Module):
+    """Heads that are mixed by linear layers before and after the softmax."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.dim = width // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.before, self.after = nn.Linear(heads, heads), nn.Linear(heads, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], -1, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = q @ k.transpose(-2, -1) * self.dim**-0.5
+        scores = self.before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        attention = self.after(scores.softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.o((attention @ v).transpose(1, 2).flatten(2))
+
+
+class OverChannels(nn.Module):
+    """Attention of the channels of a head to each other, as XCiT has it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.temperature = weight(heads, 1, 1)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 4, 1).unbind(0)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        attention = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
+        return self.proj((attention @ v).permute(0, 3, 1, 2).flatten(2))
+
+
+class WithoutSoftmax(nn.Module):
+    """Linear attention: keys times values first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.dim = width // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], -1, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        total = (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)
+        return self.o((q @ (k.transpose(-2, -1) @ v) / total).transpose(1, 2).flatten(2))
+
+
+class WidthOfItsInput(nn.Module):
+    """Attention whose code computes the width of a head from the width of its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+class SplitByNumber(nn.Module):
+    """Parts of a size that the module keeps as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split_size = 4
+        self.a, self.b, self.c = conv(3, 8), conv(4, 2), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).split(self.split_size, 1)
+        return self.b(first) + self.c(second)
+
+
+def around(layer: nn.Module, width: int = 8) -> Net:
+    """A layer that keeps the width, between one that makes it and one that reads it."""
+    return Net(
+        lambda m, x, *more: m.head(m.attend(m.stem(x), *more)),
+        stem=nn.Linear(5, width),
+        attend=layer,
+        head=nn.Linear(width, 2),
+    )
+
+
+def torch_attention(run: Callable[..., Any], width: int = 8, **options: Any) -> Net:
+    """torch's own attention with four heads in the same place."""
+    return Net(
+        run,
+        stem=nn.Linear(5, width),
+        attend=nn.MultiheadAttention(width, 4, **options),
+        head=nn.Linear(width, 2),
+    )
+
+
+def attends_to_itself(**options: Any) -> Callable[[Any, Tensor], Any]:
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = m.stem(x)
+        return m.head(m.attend(h, h, h, **options)[0])
+
+    return run
+
+
+def hides_the_future(m: Any, x: Tensor, padding: Tensor) -> Tensor:
+    h = m.stem(x)
+    mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    return m.head(m.attend(h, h, h, key_padding_mask=padding, attn_mask=mask, need_weights=False)[0])
+
+
+def returns_weights(m: Any, x: Tensor) -> Any:
+    mixed, weights = m.attend(x, x, x)
+    return m.head(mixed), weights
+
+
+def padded_sequence() -> tuple[Tensor, ...]:
+    return *sequence(), torch.tensor([[False] * 4, [False] * 3 + [True]])
+
+
+def two_sequences() -> tuple[Tensor, ...]:
+    padding = torch.arange(6).expand(2, 6) > torch.tensor([[4], [3]])
+    return *sequence(), *numbers(2, 6, 3)(), padding
+
+
+def heads_of(attention: str) -> str:
+    return " → ".join(f"{attention}.{layer}" for layer in ("query", "key", "value", "out"))
+
+
+sequence = numbers(2, 4, 5)
+OUTSIDE = ("stem → attend.qkv: 8", "attend.proj → head: 8")
+OUTSIDE_SEPARATE = ("stem → attend.q → attend.k → attend.v: 8", "attend.o → head: 8")
+SEPARATE_HEADS = "attend.q → attend.k → attend.v → attend.o"
+OUTSIDE_TORCH = ("stem → attend: 8", "attend.out_proj → head: 8")
+
+
 RESNET20 = [
     *(f"stage{s}.{b}.conv1.conv → stage{s}.{b}.conv1.norm → stage{s}.{b}.conv2.conv: {4 * 2**s}"
       for s in (1, 2, 3) for b in (0, 1, 2)),
@@ -517,6 +766,29 @@ PATTERNS: dict[str, Pattern] = {
         (),
         f"Invalid channel dimensions (`return m.b(a) + m.c(b)`, {__file__}",
     ),
+    "parts of a size that is a number of the module": Pattern(SplitByNumber, image, ("a → b → c: 4",)),
+    "parts of the sizes of their readers": Pattern(
+        lambda: Net(
+            lambda m, x: m.b((parts := m.a(x).split((m.b.in_channels, m.c.in_channels), 1))[0]) + m.c(parts[1]),
+            a=conv(3, 8),
+            b=conv(4, 2),
+            c=conv(4, 2),
+        ),
+        image,
+        ("a → b → c: 4",),
+    ),
+    "three chunks of eight": Pattern(
+        lambda: Net(
+            lambda m, x: sum(layer(part) for layer, part in zip((m.b, m.c, m.d), m.a(x).chunk(3, 1), strict=True)),
+            a=conv(3, 8),
+            b=conv(3, 2),
+            c=conv(3, 2),
+            d=conv(2, 2),
+        ),
+        image,
+        (),
+        "a.weight[0]: channels are split into unequal parts",
+    ),
     "channels picked by position": Pattern(
         lambda: Net(lambda m, x: m.c(m.a(x)[:, :4]), a=conv(3, 6), c=conv(4, 2)),
         image,
@@ -596,19 +868,152 @@ PATTERNS: dict[str, Pattern] = {
     "attention without norm": Pattern(
         lambda: nn.Sequential(nn.Linear(5, 8), CausalAttention(8, 4), nn.Linear(8, 2)),
         numbers(2, 5, 5),
-        ("0 → 1.query → 1.key → 1.value: 8", "1.out → 2: 8"),
-        "1.query.weight[0]: each channel has a matrix product of its own in `1`",
+        ("0 → 1.query → 1.key → 1.value: 8", "1.query → 1.key → 1.value → 1.out: 4", "1.out → 2: 8"),
     ),
     "transformer block": Pattern(
         lambda: nn.Sequential(nn.Linear(5, 8), TransformerBlock(8, 2)),
         numbers(2, 5, 5),
-        ("1.fc1 → 1.fc2: 32",),
+        (f"{heads_of('1.attention')}: 2", "1.fc1 → 1.fc2: 32"),
         "`layer_norm` in `1.norm1` takes statistics over the channels",
     ),
     "torch's transformer layer": Pattern(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)),
         numbers(2, 5, 5),
-        ("1.linear1 → 1.linear2: 12",),
+        ("1.self_attn → 1.self_attn.out_proj: 2", "1.linear1 → 1.linear2: 12"),
+    ),
+    "queries, keys and values from one layer": Pattern(
+        lambda: around(Fused(8, 4)), sequence, (*OUTSIDE, "attend.qkv → attend.proj: 4")
+    ),
+    "the same by hand": Pattern(
+        lambda: around(Fused(8, 4, explicit=True)), sequence, (*OUTSIDE, "attend.qkv → attend.proj: 4")
+    ),
+    "two heads by hand": Pattern(
+        lambda: around(Fused(8, 2, explicit=True)), sequence, (*OUTSIDE, "attend.qkv → attend.proj: 2")
+    ),
+    "queries and keys normed in each head": Pattern(
+        lambda: around(Fused(12, 3, normed=True), 12),
+        sequence,
+        ("stem → attend.qkv: 12", "attend.qkv → attend.proj: 3", "attend.proj → head: 12"),
+        "attend.q_norm.weight[0]: `layer_norm` in `attend.q_norm` takes statistics over the channels",
+    ),
+    "queries, keys and values from a layer each": Pattern(
+        lambda: around(Separate(8, 4, 4, 2)), sequence, (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 4")
+    ),
+    "seven queries for each key": Pattern(
+        lambda: around(Separate(8, 14, 2, 2)), sequence, (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 2")
+    ),
+    "two queries for each key, repeated by hand": Pattern(
+        lambda: around(Separate(8, 6, 3, 2, explicit=True)), sequence, (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 3")
+    ),
+    "one key for all queries": Pattern(
+        lambda: around(Separate(8, 4, 1, 2)),
+        sequence,
+        OUTSIDE_SEPARATE,
+        "attend.k.weight[0]: is read by what carries no channels in `attend`",
+    ),
+    "rotated queries and keys": Pattern(
+        lambda: around(Separate(8, 4, 4, 4, turned=True)),
+        sequence,
+        (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 4"),
+        "attend.inv_freq[0]: meets the channels of every head alike in `attend`",
+    ),
+    "shifted windows": Pattern(
+        lambda: around(Window(8, 4, 2)),
+        numbers(2, 4, 4, 5),
+        (*OUTSIDE, "attend.qkv → attend → attend.proj: 4"),
+        "attend.table[0]: entries are picked by computed indices in `attend`",
+    ),
+    "attention to another sequence": Pattern(
+        lambda: Net(
+            lambda m, x, y, padding: m.head(m.attend(m.stem(x), m.other(y), padding)),
+            stem=nn.Linear(5, 8),
+            other=nn.Linear(3, 8),
+            attend=Cross(8, 4),
+            head=nn.Linear(8, 2),
+        ),
+        two_sequences,
+        (
+            "stem → attend.to_q: 8",
+            "other → attend.to_kv: 8",
+            "attend.to_q → attend.to_kv → attend.to_out: 4",
+            "attend.to_out → head: 8",
+        ),
+    ),
+    "a mask for every head": Pattern(
+        lambda: around(Masked(8, 4)), padded_sequence, (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 4")
+    ),
+    "heads that are mixed": Pattern(
+        lambda: around(Talking(8, 4)),
+        sequence,
+        (
+            *OUTSIDE_SEPARATE,
+            "attend.q → attend.k → attend.before: 4",
+            "attend.before → attend.after: 4 (not silent when zero: softmax in `attend`)",
+            "attend.v → attend.after → attend.o: 4",
+        ),
+    ),
+    "attention of channels": Pattern(
+        lambda: around(OverChannels(8, 4)), sequence, (*OUTSIDE, "attend.qkv → attend → attend.proj: 4")
+    ),
+    "attention without softmax": Pattern(
+        lambda: around(WithoutSoftmax(8, 4)), sequence, (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 4")
+    ),
+    "a head's width computed from the input's": Pattern(
+        lambda: around(WidthOfItsInput(8, 4)),
+        sequence,
+        ("attend.proj → head: 8",),
+        "input of size 192 (`q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)",
+    ),
+    "torch's attention": Pattern(
+        lambda: torch_attention(attends_to_itself()), sequence, (*OUTSIDE_TORCH, "attend → attend.out_proj: 4")
+    ),
+    "torch's attention, batch first, no bias, no weights": Pattern(
+        lambda: torch_attention(attends_to_itself(need_weights=False), bias=False, batch_first=True),
+        sequence,
+        (*OUTSIDE_TORCH, "attend → attend.out_proj: 4"),
+    ),
+    "torch's attention to keys and values of other widths": Pattern(
+        lambda: torch_attention(lambda m, x, k, v: m.head(m.attend(m.stem(x), k, v)[0]), kdim=3, vdim=6),
+        lambda: (*sequence(), *numbers(2, 4, 3)(), *numbers(2, 4, 6)()),
+        (*OUTSIDE_TORCH, "attend → attend.out_proj: 4"),
+    ),
+    "torch's attention behind masks": Pattern(
+        lambda: torch_attention(hides_the_future, batch_first=True),
+        padded_sequence,
+        (*OUTSIDE_TORCH, "attend → attend.out_proj: 4"),
+    ),
+    "torch's attention whose weights are an output": Pattern(
+        lambda: Net(returns_weights, attend=nn.MultiheadAttention(8, 4), head=nn.Linear(8, 2)),
+        numbers(2, 4, 8),
+        ("attend.out_proj → head: 8",),
+        "attend.in_proj_weight[0]: `mean` in `attend` is taken over channels",
+    ),
+    "torch's attention with keys of its own": Pattern(
+        lambda: torch_attention(attends_to_itself(), add_bias_kv=True),
+        sequence,
+        ("attend.out_proj → head: 8",),
+        "attend.in_proj_weight[0]: is joined with what carries no channels in `attend`",
+    ),
+    "torch's encoder layer, norm first": Pattern(
+        lambda: nn.Sequential(
+            nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 4, 12, 0.0, "gelu", batch_first=True, norm_first=True)
+        ),
+        sequence,
+        ("1.self_attn → 1.self_attn.out_proj: 4", "1.linear1 → 1.linear2: 12"),
+    ),
+    "torch's decoder layer": Pattern(
+        lambda: Net(
+            lambda m, x, y: m.layer(m.a(x), m.b(y)),
+            a=nn.Linear(5, 8),
+            b=nn.Linear(3, 8),
+            layer=nn.TransformerDecoderLayer(8, 4, 12, 0.0, batch_first=True),
+        ),
+        lambda: (*sequence(), *numbers(2, 6, 3)()),
+        (
+            "layer.self_attn → layer.self_attn.out_proj: 4",
+            "layer.multihead_attn → layer.multihead_attn.out_proj: 4",
+            "layer.linear1 → layer.linear2: 12",
+        ),
     ),
     "parameters by hand": Pattern(
         lambda: Net(
@@ -636,6 +1041,13 @@ PATTERNS: dict[str, Pattern] = {
         vector,
         ("w1 → w2: 6",),
     ),
+    "einsum over the channels of an image": Pattern(
+        lambda: Net(
+            lambda m, x: torch.einsum("nchw,oc->nohw", m.a(x).relu(), m.w).mean((2, 3)), a=conv(3, 6), w=weight(4, 6)
+        ),
+        image,
+        ("a → w: 6",),
+    ),
     "a width in the code": Pattern(
         lambda: Net(lambda m, x: m.fc(m.a(x).relu().view(-1, 216)), a=conv(3, 6), fc=nn.Linear(216, 2)),
         image,
@@ -648,10 +1060,46 @@ PATTERNS: dict[str, Pattern] = {
         ("a → fc: 6",),
     ),
     "an image made of a vector": Pattern(
-        lambda: Net(image_from_vector, fc=nn.Linear(5, 96), conv=conv(6, 2)),
+        lambda: Net(image_from_vector, fc=nn.Linear(5, 96), conv=conv(6, 2)), vector, ("fc → conv: 6",)
+    ),
+    "an image made of a vector, normed, pooled and widened": Pattern(
+        lambda: nn.Sequential(
+            nn.Linear(5, 96),
+            nn.Unflatten(1, (-1, 4, 4)),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Upsample(scale_factor=2),
+            nn.ConvTranspose2d(6, 4, 2),
+            conv(4, 2),
+        ),
+        vector,
+        ("0 → 2 → 6: 6", "6 → 7: 4"),
+    ),
+    "an image of a shape in the code": Pattern(
+        lambda: Net(lambda m, x: m.conv(m.fc(x).view(-1, 6, 4, 4)), fc=nn.Linear(5, 96), conv=conv(6, 2)),
         vector,
         (),
-        "fc.weight[0]: channels that are spread over several axes are contracted",
+        "(`lambda: Net(lambda m, x: m.conv(m.fc(x).view(-1, 6, 4, 4)), ",
+    ),
+    "three axes made of one, the last of them free": Pattern(
+        lambda: Net(
+            lambda m, x: m.b(m.a(x).relu().unflatten(1, (2, 3, -1)).permute(0, 3, 2, 1).flatten(1)),
+            a=nn.Linear(5, 24),
+            b=nn.Linear(24, 2),
+        ),
+        vector,
+        ("a → b: 4",),
+    ),
+    "three axes made of one, the first of them free": Pattern(
+        lambda: Net(
+            lambda m, x: m.b(m.a(x).relu().unflatten(1, (-1, 3, 4)).transpose(2, 3).flatten(1)),
+            a=nn.Linear(5, 24),
+            b=nn.Linear(24, 2),
+        ),
+        vector,
+        (),
+        "lambda m, x: m.b(m.a(x).relu().unflatten(1, (-1, 3, 4))",
     ),
     "padding": Pattern(
         lambda: nn.Sequential(
@@ -722,10 +1170,31 @@ PATTERNS: dict[str, Pattern] = {
         ("0 → 2: 6 (not silent when zero: softmax in `1`)",),
     ),
     "group norm": Pattern(
-        lambda: nn.Sequential(conv(3, 6), nn.GroupNorm(2, 6), conv(6, 2)),
+        lambda: nn.Sequential(conv(3, 6), nn.GroupNorm(2, 6), nn.ReLU(), conv(6, 12), nn.GroupNorm(4, 12), conv(12, 2)),
         image,
+        ("0 → 1 → 3: 2", "3 → 4 → 5: 4"),
+    ),
+    "instance norm by hand": Pattern(
+        lambda: Net(lambda m, x: m.b(F.instance_norm(m.a(x)).relu()), a=conv(3, 6), b=conv(6, 2)),
+        image,
+        ("a → b: 6",),
+    ),
+    "one channel between many": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 1), nn.ReLU(), conv(1, 5), nn.ReLU(), conv(5, 2)),
+        image,
+        ("0 → 2: 6", "4 → 6: 5"),
+    ),
+    "an operator without a rule": Pattern(
+        lambda: Net(
+            lambda m, x: m.d(m.c(m.a(x), m.b(x))),
+            a=nn.Linear(5, 6),
+            b=nn.Linear(5, 4),
+            c=nn.Bilinear(6, 4, 7),
+            d=nn.Linear(7, 2),
+        ),
+        vector,
         (),
-        "0.weight[0]: `group_norm` in `1` takes statistics over the channels",
+        "a.weight[0]: operator `_trilinear` in `c` has no rule",
     ),
     "a constant added": Pattern(
         lambda: Net(lambda m, x: m.c(m.a(x) + 1), a=conv(3, 6), c=conv(6, 2)),
@@ -782,10 +1251,15 @@ PATTERNS: dict[str, Pattern] = {
     "gpt": Pattern(
         lambda: GPT(11, 8, 16, 2, 4),
         tokens(11, 2, 6),
-        ("blocks.0.fc1 → blocks.0.fc2: 64", "blocks.1.fc1 → blocks.1.fc2: 64"),
+        (
+            *(f"{heads_of(f'blocks.{b}.attention')}: 4" for b in (0, 1)),
+            *(f"blocks.{b}.fc1 → blocks.{b}.fc2: 64" for b in (0, 1)),
+        ),
         "token.weight[1]: `layer_norm` in `blocks.0.norm1` takes statistics over the channels",
     ),
     "gpt, tied": Pattern(
-        lambda: GPT(11, 8, 16, 1, 4, tied=True), tokens(11, 2, 6), ("blocks.0.fc1 → blocks.0.fc2: 64",)
+        lambda: GPT(11, 8, 16, 1, 4, tied=True),
+        tokens(11, 2, 6),
+        (f"{heads_of('blocks.0.attention')}: 4", "blocks.0.fc1 → blocks.0.fc2: 64"),
     ),
 }

@@ -11,6 +11,8 @@ from .compressor import SelfCompressor as SelfCompressor
 from .compressor import Size as Size
 from .compressor import StepReport as StepReport
 from .converting import restore as restore
+from .explaining import Explanation as Explanation
+from .explaining import explain as explain
 from .packing import FileSummary as FileSummary
 from .packing import TensorSummary as TensorSummary
 from .packing import inspect as inspect
@@ -19,12 +21,14 @@ from .packing import save as save
 
 __version__ = "0.1.0"
 __all__ = [
+    "Explanation",
     "FileSummary",
     "SelfCompressor",
     "Size",
     "StepReport",
     "TensorSummary",
     "errors",
+    "explain",
     "inspect",
     "load",
     "restore",

@@ -19,12 +19,12 @@ The network runs twice, in eval and in train mode, because branches may exist in
 layers stay in eval mode, where they run on any batch. Where a run depends on numbers, it is done with a real copy.
 
 Whether zeroed channels are *silent* is tracked on the way: ReLU, GELU, pooling and sums keep exact zeros, a sigmoid or
-an added constant does not. The proposal is tried before it is used, see `shrinking.tried`: code with hard-coded sizes
+an added constant does not. The proposal is tried before it is used, see `trial.tried`: code with hard-coded sizes
 is found there.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,11 @@ class Axes:
 
     classes: tuple[ChannelClass, ...]
     frozen: tuple[FrozenAxis, ...]
+    outputs: dict[str, int] = field(default_factory=dict, hash=False)
+    """Parameter of two or more axes -> the one of its output channels, whether they can be cut or not.
+
+    Without those that no operator makes channels of, and those that make them along both, as a tied embedding does.
+    """
 
     def __str__(self) -> str:
         lines = [f"{len(self.classes)} classes of channels can be cut:", *(f"  {c}" for c in self.classes)]
@@ -176,7 +181,7 @@ def find_axes(model: nn.Module, example_inputs: tuple[Any, ...]) -> Axes:
                 f"example_inputs: the model does not run on shapes {shapes}: {where_in_code(error)}\n"
                 "hint: pass one batch as the model takes it in training, such as `example_inputs=(x,)`"
             ) from error
-    return _collect(tracer.atoms)
+    return _collect(tracer.atoms, {name for name, p in model.named_parameters() if p.ndim > 1})
 
 
 def _trace(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> Tracer:
@@ -195,14 +200,15 @@ def _trace(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> 
                 break
             raise
         for t in tensors_in(outputs):
+            tracer.use(t)
             for f in tracer.label(t).fields:
                 tracer.atoms.freeze(f, "is an output of the model")
     tracer.settle()
     return tracer
 
 
-def _collect(atoms: Atoms) -> Axes:
-    """Classes and frozen axes from the finished union-find."""
+def _collect(atoms: Atoms, matrices: set[str]) -> Axes:
+    """Classes and frozen axes from the finished union-find, and the output axes of `matrices`."""
     roots = atoms.roots()
     frozen_roots = {int(roots[a]): reason for a, reason in reversed(atoms.reasons.items())}
     grouped_roots = {int(roots[a]) for a in atoms.grouped}
@@ -219,17 +225,19 @@ def _collect(atoms: Atoms) -> Axes:
         kept = stays[own]
         if kept.any():
             frozen[tensor, axis] = frozen_roots[int(own[kept][0])]
-        for index in np.flatnonzero(~kept):
-            members.setdefault(int(own[index]), {}).setdefault((tensor, axis), []).append(int(index))
+        key = (tensor, axis)
+        indices = np.flatnonzero(~kept)
+        for index, root in zip(indices.tolist(), own[indices].tolist(), strict=True):
+            members.setdefault(root, {}).setdefault(key, []).append(index)
     grouped: dict[tuple[Any, ...], list[dict[tuple[str, int], list[int]]]] = {}
-    for root, places in members.items():
+    for root, places in members.items():  # places come in the order of the owners, so equal ones are equal in order
         least = 2 if root in grouped_roots else 1
-        shape = tuple((k, len(v)) for k, v in sorted(places.items()))
+        shape = (tuple(places), tuple(map(len, places.values())))
         signature = (shape, noisy_roots.get(root, ""), least, root in contracted_roots)
         grouped.setdefault(signature, []).append(places)
     classes = []
     for (signature, noise, least, contracted), parts in grouped.items():
-        keys = [key for key, _ in signature]
+        keys = signature[0]
         if len(parts) <= least:
             for key in keys:
                 frozen.setdefault(key, "too few channels: they all have to stay")
@@ -238,11 +246,18 @@ def _collect(atoms: Atoms) -> Axes:
             for key in keys:
                 frozen.setdefault(key, "no weight here makes these channels")
             continue
-        order = list(dict.fromkeys(k for k in ((t, a) for t, a, _, _ in atoms.owners) if k in keys))
         slots = tuple(
-            Slot(t, a, frozenset(atoms.roles.get((t, a), set())), tuple(tuple(p[t, a]) for p in parts))
-            for t, a in order
+            Slot(t, a, frozenset(atoms.roles.get((t, a), set())), tuple([tuple(p[t, a]) for p in parts]))
+            for t, a in keys
         )
         norms = tuple(n for n in atoms.norms if any(s.tensor == n.mean for s in slots))
         classes.append(ChannelClass(slots, noise, least, norms, contracted=contracted))
-    return Axes(tuple(classes), tuple(FrozenAxis(t, a, reason) for (t, a), reason in sorted(frozen.items())))
+    made: dict[str, list[int]] = {}
+    for (tensor, axis), roles in sorted(atoms.roles.items()):
+        if "produces" in roles and tensor in matrices:
+            made.setdefault(tensor, []).append(axis)
+    return Axes(
+        classes=tuple(classes),
+        frozen=tuple(FrozenAxis(t, a, reason) for (t, a), reason in sorted(frozen.items())),
+        outputs={tensor: axes[0] for tensor, axes in made.items() if len(axes) == 1},
+    )

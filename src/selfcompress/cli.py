@@ -5,6 +5,7 @@ no traceback), 130 for a run that was stopped and can be resumed.
 """
 
 import functools
+import importlib
 import json
 import os
 import shlex
@@ -19,9 +20,10 @@ import typer
 
 from . import __version__
 from .errors import SelfcompressError, UsageError
+from .explaining import explain
 from .packing import inspect as inspect_file
-from .recipes.datasets import DATASETS, load_dataset
-from .recipes.networks import NETWORKS
+from .recipes.datasets import DATASETS, SAMPLES, load_dataset
+from .recipes.networks import NETWORKS, build_network
 from .recipes.recipe import Recipe, default_recipe, parse_label
 from .recipes.training import (
     CHECKPOINT,
@@ -292,3 +294,105 @@ def inspect_command(
     print_tables(sys.stdout, file_table(summary))
     name = f", {summary.metadata}" if summary.metadata else ""
     typer.echo(f"{file}: {summary.size_bytes:,} bytes{name}")
+
+
+@app.command("explain")
+@_tell_errors
+def explain_command(
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. [default: digits]"),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the network's first stage, where it has that option.")
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option(
+            help="A network of your own in place of these, as package.module:factory. The module is imported, which "
+            "runs its code; the factory is called without arguments and returns the network."
+        ),
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For --module: the shape of one sample, such as 3,224,224; int:128 for 128 whole numbers, such as "
+            "tokens. Once for each argument of the network.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what could be cut from a network and what stays, and why, before any training."""
+    if module is None:
+        if input_shape:
+            raise UsageError("`--input-shape`: belongs to `--module`, whose input is not known\nhint: leave it out")
+        model, inputs = _known_network(data or "digits", network, width)
+    else:
+        for option, value in (("data", data), ("network", network), ("width", width)):
+            if value is not None:
+                raise UsageError(f"`--{option}`: does not go with `--module`\nhint: leave one of them out")
+        if not input_shape:
+            raise UsageError(
+                "`--module`: expected `--input-shape` with it\nhint: add `--input-shape 3,224,224`, without the batch"
+            )
+        inputs = tuple(_example(text) for text in input_shape)
+        model = _own_network(module)
+    explanation = explain(model, inputs)
+    typer.echo(json.dumps(asdict(explanation)) if as_json else str(explanation))
+
+
+def _known_network(
+    data: str, network: str | None, width: int | None
+) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """A network of the recipes and an example of its input."""
+    if data not in SAMPLES:
+        names = ", ".join(f"`{name}`" for name in SAMPLES)
+        raise UsageError(f"`--data`: expected one of {names}, found `{data}`\nhint: spell the name as listed")
+    shape, classes = SAMPLES[data]
+    name = default_recipe(data, network).network
+    model = build_network(name, input_shape=shape, num_classes=classes, width=width)
+    return model, (torch.zeros(1, *shape, dtype=torch.long if len(shape) == 1 else torch.float32),)
+
+
+def _example(text: str) -> torch.Tensor:
+    """A batch of two samples of a shape given as `3,224,224` or `int:128`."""
+    kind, colon, numbers = text.rpartition(":")
+    sizes = numbers.split(",") if numbers else []
+    if (colon and kind != "int") or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+        raise UsageError(
+            f"`--input-shape`: expected whole numbers of 1 or more with commas between, found `{text}`\n"
+            "hint: `3,224,224` for an image, without the batch; `int:128` for 128 whole numbers"
+        )
+    return torch.zeros(2, *map(int, sizes), dtype=torch.long if kind else torch.float32)
+
+
+def _own_network(place: str) -> torch.nn.Module:
+    """The network that `package.module:factory` makes. Its module is imported, also from the current folder."""
+    path, colon, name = place.partition(":")
+    if not (path and colon and name):
+        raise UsageError(
+            f"`--module`: expected `package.module:factory`, found `{place}`\n"
+            "hint: for `def net()` in `models.py`, `--module models:net`"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(path)
+        for part in name.split("."):
+            found = getattr(found, part)
+        model = found if isinstance(found, torch.nn.Module) else found()
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(
+            f"`--module`: `{place}` cannot be had: {type(error).__name__}: {error}\n"
+            "hint: it has to be importable here, and callable without arguments"
+        ) from error
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(
+            f"`--module`: expected a `torch.nn.Module` from `{place}`, found a `{type(model).__name__}`\n"
+            "hint: name a function or a class without arguments that makes the network"
+        )
+    return model

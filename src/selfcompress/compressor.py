@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from .axes import Axes, ChannelClass, find_axes
 from .coder import LevelModel, integers_bits
@@ -34,7 +35,7 @@ from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .packing import contents_of, pack
 from .quantizer import GRIDS, MAX_BITS, Grid
 from .rate import PriceTable, bit_depth, code_length, count, coupled_bit_depth, fit, side_bits
-from .shrinking import Kept, Plan, Positions, apply_plan, find_dead, resize, silence_step
+from .shrinking import Kept, Plan, Positions, apply_plan, check_copy, find_dead, resize, silence_step
 from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
@@ -70,19 +71,22 @@ class StepReport:
     step: int
     """Number of the training step, from 1."""
     plan: Plan | None
+    notes: tuple[str, ...] = ()
+    """What optimizers had to forget for it: state that could not be cut along."""
 
     def __bool__(self) -> bool:
         return bool(self.plan)
 
     def __str__(self) -> str:
-        return f"step {self.step}: {self.plan if self.plan else 'nothing cut'}"
+        return "\n".join([f"step {self.step}: {self.plan if self.plan else 'nothing cut'}", *self.notes])
 
 
 class SelfCompressor:
     """Lets `model` shrink while it trains.
 
     Args:
-        model: any network with Conv, ConvTranspose, Linear or Embedding layers; quantizers are attached in place.
+        model: any network with weights that make channels: those of layers, and those that its code uses by hand;
+            quantizers are attached in place.
         example_inputs: what `model(*example_inputs)` takes, to find out which channels depend on each other.
         gamma: compression factor γ >= 0, weight of the size in the loss; 0 leaves out the price, more gives smaller
             files.
@@ -142,7 +146,7 @@ class SelfCompressor:
             biases=not published,
         )
         self.axes: Axes = tried(model, example_inputs, find_axes(model, example_inputs))
-        self.compressed, self.left = convert(model, form, include=include, skip=skip)
+        self.compressed, self.left = convert(model, form, include=include, skip=skip, outputs=self.axes.outputs)
         self._kept = Kept.full(self.axes)
         self.history: list[StepReport] = []
         self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
@@ -153,7 +157,7 @@ class SelfCompressor:
         self._tables: dict[str, PriceTable] = {}
         self._side_bits = self._fixed_bits = 0.0
         self._priced = self._backpropagated = False
-        self._checked_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._checked: list[weakref.ref[Optimizer | nn.Module]] = []
         self._find_inputs()
         self._measure_fixed()
 
@@ -241,21 +245,32 @@ class SelfCompressor:
             channels_total=self.channels_total,
         )
 
-    def step(self, optimizer: Optimizer) -> StepReport:
+    def step(self, optimizer: Optimizer | Sequence[Optimizer], *, averages: Sequence[nn.Module] = ()) -> StepReport:
         """To be called after every `optimizer.step()`: keeps formats in range and cuts channels that have died.
 
         Cutting changes parameters, buffers, gradients and the optimizer's state in place; the function that the network
         computes stays the same.
+
+        Args:
+            optimizer: the one that trains the network, or all of them. Any will do: state that cannot be cut along is
+                dropped, and the report's notes say so (see `optimizers.py`).
+            averages: running averages of the network, `torch.optim.swa_utils.AveragedModel`s or plain copies that are
+                averaged by hand, made after the SelfCompressor. The same members are cut from them, and what survives
+                keeps its values. They average older weights, in which these channels may still have been alive: so
+                *the cut can change what an average computes*, by what it remembers of dead channels.
 
         Returns:
             What was cut; False where that is nothing.
 
         Raises:
             CallOrderError: the penalty was not part of the loss, or `backward` was not called.
-            UsageError: the optimizer lacks the formats. NonFiniteError: a weight or a format is NaN or infinite, which
-                is looked for at every refresh and at every look for dead channels.
+            UsageError: the optimizers lack the formats, or an average is no copy of the network as it is now.
+            NonFiniteError: a weight or a format is NaN or infinite, which is looked for at every refresh and at every
+                look for dead channels.
         """
-        self._check_call(optimizer)
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        copies = [average.module if isinstance(average, AveragedModel) else average for average in averages]
+        self._check_call(optimizers, copies)
         self._priced = self._backpropagated = False
         self._steps += 1
         look = bool(self.check_every) and self._steps % self.check_every == 0
@@ -265,10 +280,10 @@ class SelfCompressor:
         with torch.no_grad():
             for tensor in self.compressed:
                 tensor.quantizer.bits.clamp_(0.0, MAX_BITS)
-        plan = self._look(optimizer) if look else None
+        plan, notes = self._look(optimizers, copies) if look else (None, ())
         if self.rate == "code-length" and (plan or refresh):
             self._refresh()
-        report = StepReport(self._steps, plan)
+        report = StepReport(self._steps, plan, notes)
         if report:
             self.history.append(report)
         return report
@@ -294,7 +309,8 @@ class SelfCompressor:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make a fresh network, with a new SelfCompressor around it, the one that was saved, as small as it was.
 
-        The optimizer's state is loaded after this, with its own `load_state_dict`.
+        The optimizer's state is loaded after this, with its own `load_state_dict`; so is an average of the network,
+        made after this.
 
         Raises:
             CheckpointError: not such a state, or one of another network or with other options; nothing is changed then.
@@ -371,7 +387,7 @@ class SelfCompressor:
                     "hint: build the network with the code and the options it was saved with"
                 )
 
-    def _check_call(self, optimizer: Optimizer) -> None:
+    def _check_call(self, optimizers: Sequence[Optimizer], averages: Sequence[nn.Module]) -> None:
         if not self._priced:
             raise CallOrderError(
                 "step: `penalty()` has not been called since the last step\n"
@@ -383,9 +399,12 @@ class SelfCompressor:
                 "step: the penalty took no part in `backward()`\n"
                 "hint: add `compressor.penalty()` to the loss before `loss.backward()`"
             )
-        if optimizer in self._checked_optimizers:
+        used: list[Optimizer | nn.Module] = [*optimizers, *averages]
+        if len(used) == len(self._checked) and all(
+            known() is one for known, one in zip(self._checked, used, strict=True)
+        ):
             return
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         for tensor in self.compressed:
             for what, parameter in (
                 ("weight", tensor.original),
@@ -397,7 +416,9 @@ class SelfCompressor:
                         f"optimizer: lacks the {what} of `{tensor.name}`\n"
                         "hint: make it after the SelfCompressor, from `compressor.param_groups(lr=...)`"
                     )
-        self._checked_optimizers.add(optimizer)
+        for number, average in enumerate(averages):
+            check_copy(average, self.model, f"averages[{number}]")
+        self._checked = [weakref.ref(one) for one in used]
 
     def _note_backward(self, grad: Tensor) -> None:
         self._backpropagated = True
@@ -445,18 +466,23 @@ class SelfCompressor:
         coded = sum(size_bits(r) for r in contents.records if isinstance(r, LevelTensor))
         self._fixed_bits = 8 * len(write(contents)) - coded
 
-    def _look(self, optimizer: Optimizer) -> Plan | None:
+    def _look(
+        self, optimizers: Sequence[Optimizer], averages: Sequence[nn.Module]
+    ) -> tuple[Plan | None, tuple[str, ...]]:
         """Drive to zero what dead channels still emit; cut those that were dead at the last look, too."""
         silence_step(self.model, self.axes, self._kept, SILENCE_PER_STEP * self.check_every)
         dead = find_dead(self.model, self.axes, self._kept)
         plan = dead & self._suspects if self._suspects else None
         self._suspects = dead
         if not plan:
-            return None
-        self._kept = apply_plan(plan, self.model, self.axes, self._kept, optimizer)
+            return None, ()
+        notes: list[str] = []
+        self._kept = apply_plan(
+            plan, self.model, self.axes, self._kept, optimizers, averages=averages, on_note=notes.append
+        )
         self._find_inputs()
         self._measure_fixed()
-        return plan
+        return plan, tuple(notes)
 
     def _nominal_bits(self) -> Tensor:
         """Eq. 4 or 5 over all weights. Inputs that are dead or gone cost nothing."""

@@ -7,19 +7,23 @@ layers keep their class, `layer.weight` is the quantised weight, and the real on
 `restore` takes the quantizers off again and leaves the quantised values: a plain network that computes the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .attention import CuttableAttention, make_cuttable
 from .errors import NonFiniteError, UsageError
 from .quantizer import ChannelQuantizer, Grid
+from .recurrent import make_listing, make_reading
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 _WEIGHTED = (*_Convolutions, nn.Linear, nn.Embedding)
 
 
@@ -95,36 +99,51 @@ def _check_names(names: Sequence[str], model: nn.Module, option: str) -> None:
             )
 
 
-def _axis_of(module: nn.Module, name: str, parameter: nn.Parameter, included: bool) -> tuple[int | None, int] | str:
-    """(channel axis, groups of the rows) of a compressible parameter, or the reason why it is left alone."""
+def _axis_of(
+    module: nn.Module, name: str, parameter: nn.Parameter, included: bool, output: int | None
+) -> tuple[int | None, int] | str:
+    """(channel axis, groups of the rows) of a compressible parameter, or the reason why it is left alone.
+
+    `output` is the axis that tracing found, if it did: it decides for all but the layers that are known here.
+    """
+    if getattr(module, "sparse", False) and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "its gradients are sparse"
     if isinstance(module, _WEIGHTED) and name == "weight":
         if isinstance(module, _Transposed):
             return 1, module.groups
         return (1 if isinstance(module, nn.Embedding) else 0), 1
-    if included:
-        return (0 if parameter.ndim > 1 else None), 1
     if parameter.ndim < 2:
-        return "a vector"
+        return (None, 1) if included else "a vector"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return 0, 1
+    if included or output is not None:
+        return output or 0, 1
     return f"a parameter of `{type(module).__name__}`, which has no output axis known here; name it in `include`"
 
 
-def convert(
-    model: nn.Module, form: Format, *, include: Sequence[str] = (), skip: Sequence[str] = ()
-) -> tuple[tuple[Compressed, ...], tuple[Left, ...]]:
-    """Attach quantizers to `model`, in place.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A parameter that is to be compressed, and how."""
 
-    Args:
-        model: any module; its Conv, ConvTranspose, Linear and Embedding weights are taken.
-        form: grid, initial bits and so on.
-        include: names of further parameters (their first axis is taken for the output channels).
-        skip: names of parameters or modules to leave alone.
+    name: str
+    module: nn.Module
+    tensor_name: str
+    parameter: nn.Parameter
+    axis: int | None
+    groups: int
 
-    Returns:
-        What was converted, and what was left in float with the reason, both in the order of the model.
 
-    Raises:
-        UsageError: nothing can be compressed, the model is converted already, a name is unknown.
-        NonFiniteError: a weight is NaN or infinite. Nothing is changed then.
+def choose(
+    model: nn.Module,
+    *,
+    biases: bool,
+    include: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    outputs: Mapping[str, int] = _NOTHING,
+) -> tuple[tuple[Choice, ...], tuple[Left, ...]]:
+    """What `convert` would compress, and what it would leave in float with the reason; changes nothing.
+
+    Takes what `convert` takes. Raises `UsageError` if the model is converted already or a name is unknown.
     """
     if any(isinstance(module, ChannelQuantizer) for module in model.modules()):
         raise UsageError(
@@ -136,12 +155,16 @@ def convert(
     owners: dict[int, list[str]] = {}
     for name, _, _, parameter in _named(model):
         owners.setdefault(id(parameter), []).append(name)
-    chosen: list[tuple[str, nn.Module, str, nn.Parameter, tuple[int | None, int]]] = []
+    chosen: list[Choice] = []
     left: list[Left] = []
     for name, module, tensor_name, parameter in list(_named(model)):
         shared = owners[id(parameter)]
-        is_bias = form.biases and tensor_name == "bias" and isinstance(module, _WEIGHTED)
-        place = (None, 1) if is_bias else _axis_of(module, tensor_name, parameter, _matches(name, include))
+        is_bias = biases and tensor_name == "bias" and isinstance(module, _WEIGHTED)
+        place = (
+            (None, 1)
+            if is_bias
+            else _axis_of(module, tensor_name, parameter, _matches(name, include), outputs.get(name))
+        )
         if _matches(name, skip):
             left.append(Left(name, "skipped by name"))
         elif isinstance(place, str):
@@ -151,29 +174,89 @@ def convert(
         elif not parameter.is_floating_point() or parameter.numel() == 0:
             left.append(Left(name, "empty or not of floating point"))
         else:
-            chosen.append((name, module, tensor_name, parameter, place))
-    if all(axis is None for *_, (axis, _) in chosen):
+            chosen.append(Choice(name, module, tensor_name, parameter, *place))
+    return tuple(chosen), tuple(left)
+
+
+def convert(
+    model: nn.Module,
+    form: Format,
+    *,
+    include: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    outputs: Mapping[str, int] = _NOTHING,
+) -> tuple[tuple[Compressed, ...], tuple[Left, ...]]:
+    """Attach quantizers to `model`, in place.
+
+    Args:
+        model: any module; its Conv, ConvTranspose, Linear, Embedding and recurrent weights are taken.
+        form: grid, initial bits and so on.
+        include: names of further parameters (their first axis is taken for the output channels, if `outputs` does not
+            name another).
+        skip: names of parameters or modules to leave alone.
+        outputs: parameter -> axis of its output channels, as found by `find_axes`: these are taken too, such as the
+            weights of `nn.MultiheadAttention` and those that code multiplies with by hand.
+
+    Returns:
+        What was converted, and what was left in float with the reason, both in the order of the model.
+
+    Raises:
+        UsageError: nothing can be compressed, the model is converted already, a name is unknown.
+        NonFiniteError: a weight is NaN or infinite. Nothing is changed then.
+    """
+    chosen, left = choose(model, biases=form.biases, include=include, skip=skip, outputs=outputs)
+    if all(choice.axis is None for choice in chosen):
         reasons = "".join(f"\n  `{item.name}`: {item.reason}" for item in left) or "\n  it has no parameters"
         raise UsageError(
-            "model: expected at least one Conv, ConvTranspose, Linear or Embedding layer to compress, found none"
+            "model: expected at least one Conv, ConvTranspose, Linear or Embedding layer, or another weight that makes "
+            "channels, to compress, found none"
             f"{reasons}\nhint: name parameters to compress with `include=[...]`"
         )
-    for name, _, _, parameter, _ in chosen:
-        if not bool(torch.isfinite(parameter).all()):
-            raise NonFiniteError(f"`{name}`: expected finite weights to start from, found NaN or infinity")
+    for choice in chosen:
+        if not bool(torch.isfinite(choice.parameter).all()):
+            raise NonFiniteError(f"`{choice.name}`: expected finite weights to start from, found NaN or infinity")
     compressed = []
-    for name, module, tensor_name, parameter, (axis, groups) in chosen:
+    for c in chosen:
         quantizer = ChannelQuantizer(
-            parameter,
-            axis=axis,
-            groups=groups,
+            c.parameter,
+            axis=c.axis,
+            groups=c.groups,
             grid=form.grid,
             initial_bits=form.initial_bits,
             resolution=form.resolution,
         )
-        parametrize.register_parametrization(module, tensor_name, quantizer)
-        compressed.append(Compressed(name, module, tensor_name, quantizer))
-    return tuple(compressed), tuple(left)
+        _make_ready(c.module)
+        parametrize.register_parametrization(c.module, c.tensor_name, quantizer)
+        compressed.append(Compressed(c.name, c.module, c.tensor_name, quantizer))
+    return tuple(compressed), left
+
+
+def _make_ready(module: nn.Module) -> None:
+    """Layers that keep their weights elsewhere, too, or cannot change their class any more once they have formats."""
+    if isinstance(module, nn.RNNBase):
+        make_reading(module)
+    elif isinstance(module, nn.MultiheadAttention):
+        make_cuttable(module)
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Undo `_make_ready`, where nothing has been cut."""
+    if isinstance(module, nn.RNNBase):
+        make_listing(module)
+    elif type(module) is CuttableAttention and _is_whole(module):
+        module._qkv_same_embed_dim = module.in_proj_weight is not None
+        cast(nn.Module, module).__class__ = nn.MultiheadAttention
+
+
+def _is_whole(attention: nn.MultiheadAttention) -> bool:
+    """Whether nothing has been cut from an attention layer, neither heads nor what it reads and writes."""
+    width, fused = attention.embed_dim, cast(Tensor | None, attention.in_proj_weight)
+    if fused is not None:
+        made = [(fused, (3 * width, width))]
+    else:
+        inputs = {"q": width, "k": attention.kdim, "v": attention.vdim}
+        made = [(getattr(attention, f"{part}_proj_weight"), (width, size)) for part, size in inputs.items()]
+    return all(weight.shape == shape for weight, shape in (*made, (attention.out_proj.weight, (width, width))))
 
 
 def compressed_tensors(model: nn.Module) -> tuple[Compressed, ...]:
@@ -196,6 +279,9 @@ def restore(model: nn.Module) -> nn.Module:
     for tensor in compressed_tensors(model):
         with torch.no_grad():
             parametrize.remove_parametrizations(tensor.module, tensor.tensor_name, leave_parametrized=True)
+    for module in model.modules():
+        if not parametrize.is_parametrized(module):
+            _make_plain(module)
     return model
 
 

@@ -495,11 +495,19 @@ def _bias(tracer: Tracer, bias: Tensor, axis: int, fields: Sequence[Ints]) -> No
         tracer.atoms.freeze(atoms, f"is added to what carries no channels{tracer.where()}")
 
 
+def _over_space(tracer: Tracer, x: Tensor) -> Label:
+    """What is known of an image of which a channel is looked at as a whole, be it made of a vector or not."""
+    label = tracer.label(x)
+    for axis in range(2, x.ndim):
+        label = tracer.collapse(label, axis)
+    return label
+
+
 @rule("convolution", "_convolution")
 def _convolution(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
     x, weight, bias = args[:3]
     transposed, groups = args[6], args[8]
-    lx, lw = tracer.label(x), tracer.label(weight)
+    lx, lw = _over_space(tracer, x), tracer.label(weight)
     if any(f.shape[1] == 1 for f in lx.fields):
         raise Frozen(f"a convolution runs over channels{tracer.where()}")
     inputs = _single(tracer, lx.along(1), 1)
@@ -559,7 +567,7 @@ def _rectangular(atoms: Atoms, channels: Ints | None, groups: int) -> None:
        "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def _batch_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     x, *vectors = args[:5]
-    label = tracer.label(x)
+    label = _over_space(tracer, x)
     if any(f.size != f.shape[1] for f in label.fields):
         raise Frozen(f"a batch norm runs over channels{tracer.where()}")
     channels = _single(tracer, label.along(1), 1)
@@ -601,7 +609,7 @@ def _wide_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> N
 def _group_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     """Statistics over the channels of a group: whole groups go. A group of zeros leaves as its shift."""
     x, weight, bias = args[:3]
-    groups = args[7] if name == "native_group_norm" else args[1]
+    groups = args[6] if name == "native_group_norm" else args[1]
     if name == "group_norm":
         weight, bias = (*args[2:4], None, None)[:2]
     result = out[0] if isinstance(out, tuple | list) else out
@@ -636,6 +644,8 @@ def _spatial(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Non
     changed = [i for i in range(x.ndim) if i >= 2 or x.shape[i] != result.shape[i]]
     if x.ndim == 3 and name.endswith("2d"):
         changed = [1, 2]
+    for axis in changed:
+        label = tracer.collapse(label, axis)
     if any(f.shape[i] > 1 for f in label.fields for i in changed):
         raise Frozen(f"`{name}`{tracer.where()} runs over channels")
     tracer.put(result, label)
@@ -679,9 +689,13 @@ def _reduce(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None
     label = tracer.label(x)
     for axis in axes:
         label = tracer.collapse(label, axis)
-    if any(f.shape[i] > 1 for f in label.fields for i in axes):
-        raise Frozen(f"`{name}`{tracer.where()} is taken over channels")
     result = out[0] if isinstance(out, tuple | list) else out
+    if any(f.shape[i] > 1 for f in label.fields for i in axes):
+        # of no consequence until somebody uses it: `nn.MultiheadAttention` averages weights that few ask for
+        reason = f"`{name}`{tracer.where()} is taken over channels"
+        for t in tree_flatten(out)[0]:
+            tracer.put(t, Label(blend=tuple((f, reason) for f in label.fields)))
+        return
     keeps = result.ndim == x.ndim
     fields = label.fields if keeps else tuple(f.squeeze(tuple(axes)) for f in label.fields)
     quiet = name not in ("logsumexp", "all")

@@ -181,8 +181,8 @@ def contents_of(model: nn.Module, metadata: str = "") -> Contents:
             else:
                 records.append(RawTensor(name, _floats(getattr(module, tensor_name))))
     for prefix, module in model.named_modules():
-        for name in vars(module).get(ORIGINAL_SIZES, ()):
-            records.append(Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)))
+        names = vars(module).get(ORIGINAL_SIZES, ())
+        records += [Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)) for name in names]
     return Contents(tuple(records), metadata)
 
 

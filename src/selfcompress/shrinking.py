@@ -6,14 +6,14 @@ death brings others: weights that read a dead channel, or produce for one, count
 class stays, so that no layer loses its last channel.
 
 A `Plan` is a value: print it, compare it, intersect it with another. `apply_plan` slices parameters, buffers,
-gradients, the formats of quantizers, module attributes and every optimizer state of the parameter's shape, in place:
-the Parameter objects stay the same, so references to them stay good. The function that the network computes does not
+gradients, the formats of quantizers, module attributes and the optimizers' state (see `optimizers.py`), in place: the
+Parameter objects stay the same, so references to them stay good. The function that the network computes does not
 change.
 
 Positions in `Axes` are those of the original network; `Kept` says which members are left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from .axes import (
     Slot,
 )
 from .errors import CheckpointError, UsageError
+from .optimizers import cut_state, drop_history
 
 Bools = NDArray[np.bool_]
 
@@ -144,6 +145,12 @@ class Positions:
     def now(self, slot: Slot, member: int) -> list[int]:
         """Positions on the axis of `slot` that a member owns now."""
         return [int(i) for i in self._maps[slot.tensor, slot.axis].now(slot.indices[member])]
+
+    def all_now(self, slot: Slot, members: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The same for some members at once."""
+        flat = self._maps[slot.tensor, slot.axis].now([i for m in members for i in slot.indices[m]])
+        places = iter(flat.tolist())
+        return tuple([tuple([next(places) for _ in slot.indices[m]]) for m in members])
 
 
 def _lengths(model: nn.Module, axes: Axes) -> dict[tuple[str, int], int]:
@@ -319,32 +326,8 @@ def _companions(model: nn.Module, name: str, axis: int, keep: Tensor) -> list[tu
     return found
 
 
-def _check_states(tensors: Sequence[tuple[str, Tensor]], optimizers: Sequence[Optimizer]) -> None:
-    """Every state tensor must have the parameter's shape or be a single number; said before anything is changed."""
-    for name, tensor in tensors:
-        for optimizer in optimizers:
-            for key, value in optimizer.state.get(tensor, {}).items():
-                if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
-                    raise UsageError(
-                        f"optimizer: the state `{key}` of `{name}` is a list of tensors: it cannot be cut along\n"
-                        "hint: use an optimizer whose state has the parameter's shape, such as SGD, Adam or AdamW"
-                    )
-                if isinstance(value, Tensor) and value.numel() != 1 and value.shape != tensor.shape:
-                    raise UsageError(
-                        f"optimizer: the state `{key}` of `{name}` has shape {tuple(value.shape)}, the parameter "
-                        f"{tuple(tensor.shape)}: it cannot be cut along\n"
-                        "hint: use an optimizer whose state has the parameter's shape, such as SGD, Adam or AdamW"
-                    )
-
-
-def _slice(tensor: Tensor, axis: int, keep: Tensor, optimizers: Sequence[Optimizer]) -> None:
-    """Cut a parameter or buffer, its gradient and its optimizer state, in place."""
-    before = tensor.shape
-    for optimizer in optimizers:
-        state = optimizer.state.get(tensor, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == before and value.ndim:
-                state[key] = value.index_select(axis, keep)
+def _slice(tensor: Tensor, axis: int, keep: Tensor) -> None:
+    """Cut a parameter or buffer and its gradient, in place."""
     grad = tensor.grad
     tensor.grad = None
     smaller = tensor.data.index_select(axis, keep)
@@ -356,25 +339,71 @@ def _slice(tensor: Tensor, axis: int, keep: Tensor, optimizers: Sequence[Optimiz
         tensor.grad = grad.index_select(axis, keep)
 
 
+def _ignore(note: str) -> None:
+    pass
+
+
 @torch.no_grad()
 def apply_plan(
-    plan: Plan, model: nn.Module, axes: Axes, kept: Kept, optimizers: Optimizer | Sequence[Optimizer] = ()
+    plan: Plan,
+    model: nn.Module,
+    axes: Axes,
+    kept: Kept,
+    optimizers: Optimizer | Sequence[Optimizer] = (),
+    *,
+    averages: Sequence[nn.Module] = (),
+    on_note: Callable[[str], None] = _ignore,
 ) -> Kept:
-    """Cut what the plan says from `model` and its optimizers, in place.
+    """Cut what the plan says from `model`, its optimizers and its averages, in place.
+
+    Args:
+        plan: what goes.
+        model: the network.
+        axes: what was found on the original network.
+        kept: what is left of it before the cut.
+        optimizers: those that train it; see `optimizers.py` for what becomes of their state.
+        averages: copies of the network, converted as it is and cut as often, that average its weights over time. The
+            same members are cut from them, dead or not: what survives keeps its values.
+        on_note: takes a line about each optimizer state that had to be dropped.
 
     Returns:
         What is left.
 
     Raises:
-        UsageError: an optimizer holds a state that cannot be cut; nothing is changed then.
+        UsageError: an average is not such a copy; nothing is changed then.
     """
+    for number, average in enumerate(averages):
+        check_copy(average, model, f"averages[{number}]")
     members = list(kept.members)
     for r in plan.removals:
         gone = set(r.members)
         members[r.index] = tuple(m for m in members[r.index] if m not in gone)
     after = Kept(tuple(members))
-    _resize(model, axes, kept, after, [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers))
+    optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    for note in _resize(model, axes, kept, after, optimizers):
+        on_note(note)
+    for average in averages:
+        _resize(average, axes, kept, after, [])
     return after
+
+
+def check_copy(average: nn.Module, model: nn.Module, where: str) -> None:
+    """Raise `UsageError` unless `average` has the tensors that `model` has, in the same shapes."""
+    if average is model:
+        raise UsageError(
+            f"{where}: expected a copy of the network, found the network itself"
+            "\nhint: leave `averages` out if you keep no average"
+        )
+    ours, theirs = (
+        {name: tuple(t.shape) for name, t in (*m.named_parameters(), *m.named_buffers())} for m in (model, average)
+    )
+    for name in sorted(ours.keys() | theirs.keys()):
+        expected, found = ours.get(name, "nothing"), theirs.get(name, "nothing")
+        if expected != found:
+            raise UsageError(
+                f"{where}: expected a copy of the network, but `{name}` is {found} in it and {expected} in the network"
+                "\nhint: make the average after the SelfCompressor, and hand it to every `step` from then on"
+            )
 
 
 def resize(model: nn.Module, axes: Axes, kept: Kept) -> None:
@@ -394,7 +423,8 @@ def resize(model: nn.Module, axes: Axes, kept: Kept) -> None:
     _resize(model, axes, Kept.full(axes), kept, [])
 
 
-def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers: Sequence[Optimizer]) -> None:
+def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers: Sequence[Optimizer]) -> list[str]:
+    """Cut all tensors and the state of the optimizers; returns notes on state that had to be dropped."""
     lengths = _lengths(model, axes)
     old, cuts = _maps(axes, before, lengths), []
     gone: dict[tuple[str, int], list[int]] = {}
@@ -408,9 +438,10 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
         index = torch.from_numpy(keep).to(tensor.device)
         cuts.append((name, tensor, axis, index))
         cuts += [(name, vector, 0, entries) for vector, entries in _companions(model, name, axis, index)]
-    _check_states([(name, tensor) for name, tensor, _, _ in cuts], optimizers)
-    for _, tensor, axis, index in cuts:
-        _slice(tensor, axis, index, optimizers)
+    notes = drop_history(optimizers, [tensor for _, tensor, _, _ in cuts])
+    for name, tensor, axis, index in cuts:
+        notes += [note for o in optimizers if (note := cut_state(o, name, tensor, axis, index))]
+        _slice(tensor, axis, index)
     changed = {id(tensor) for _, tensor, _, _ in cuts}
     for module in model.modules():  # all of them: a tensor may be shared
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -421,6 +452,7 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
     for c, was, now in zip(axes.classes, before.members, after.members, strict=True):
         for attribute in c.attributes if was != now else ():
             set_size(model.get_submodule(attribute.module), attribute.name, attribute.value * len(now) // c.size)
+    return notes
 
 
 def set_size(module: nn.Module, name: str, value: int) -> None:
@@ -457,9 +489,12 @@ def sync_sizes(module: nn.Module) -> None:
         module.num_groups = module.num_groups * channels // module.num_channels
         module.num_channels = channels
     elif isinstance(module, nn.MultiheadAttention):
-        make_cuttable(module)
         rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
-        module.num_heads = rows // module.head_dim
+        if rows != module.num_heads * module.head_dim:
+            make_cuttable(module)
+            module.num_heads = rows // module.head_dim
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):  # their width stays, what they read may shrink
+        module.input_size = _stored(module, "weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih").shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, _BATCH_NORMS):

@@ -114,6 +114,8 @@ class Label:
     """Whether it is made of parameters and buffers alone."""
     even: frozenset[int] = frozenset()
     """Axes along which it was made of one number, repeated: whatever their size, nothing has to be cut."""
+    blend: tuple[tuple[Ints, str], ...] = ()
+    """Channels that it is made of without carrying them, and how: they are frozen where it is used."""
 
     def along(self, axis: int) -> tuple[Ints, ...]:
         """Fields that vary on an axis."""
@@ -160,7 +162,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.atoms = Atoms()
         self.labels: dict[int, Label] = {}
-        self.keep: list[Tensor] = []  # ids are only unique among the living
+        self.views: dict[int, list[Tensor]] = {}
+        """All tensors of the run, by their storage; kept, because ids are only unique among the living."""
         self.splits: list[tuple[Ints, list[int]]] = []
         self.path: list[str] = [""]
         seen: set[int] = set()
@@ -183,8 +186,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def put(self, tensor: Tensor, label: Label) -> None:
         """Note what is known of a result."""
         fields = tuple(f for f in (squeezed(f) for f in label.fields) if f.size > 1)
-        self.labels[id(tensor)] = Label(fields, label.noise, label.constant, label.even)
-        self.keep.append(tensor)
+        self.labels[id(tensor)] = Label(fields, label.noise, label.constant, label.even, label.blend)
+        self.views.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+
+    def use(self, tensor: Tensor) -> None:
+        """Note that a tensor is read: what was blended into it stays."""
+        for atoms, reason in self.label(tensor).blend:
+            self.atoms.freeze(atoms, reason)
 
     def give_role(self, label: Label, atoms: Ints, role: Role) -> None:
         """Note what a parameter does, unless what is used is not zero where the parameter is: then it is frozen."""
@@ -201,9 +209,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             label = self.label(tensor)
             self.labels[id(tensor)] = replace(label, noise=label.noise or f"writing into a buffer{self.where()}")
         storage = tensor.untyped_storage()._cdata
-        for other in self.keep:
+        for other in self.views[storage]:
             label = self.labels[id(other)]
-            if other is not tensor and label.fields and other.untyped_storage()._cdata == storage:
+            if other is not tensor and label.fields:
                 self.labels[id(other)] = replace(label, noise=label.noise or f"writing into a view{self.where()}")
 
     def where(self) -> str:
@@ -215,6 +223,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        for t in inputs:
+            self.use(t)
         known = [t for t in inputs if self.label(t).fields]
         outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if not known:
@@ -292,9 +302,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if not f.size or not g.size:
                         f = g if g.size else f
                         continue
-                    if not (set(axes_of(f)) <= set(axes_of(g)) or set(axes_of(g)) <= set(axes_of(f))):
-                        both = np.concatenate([f.ravel(), g.ravel()])
-                        self.atoms.freeze(both, f"channels meet crosswise{self.where()}")
                     self.atoms.glue(f, g)
                     f = g if len(axes_of(g)) <= len(axes_of(f)) else f
                 met.append(f)

@@ -47,6 +47,9 @@ _ARITHMETIC = (
     "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow", "fill", "full", "new_full",
     "full_like", "scalar_tensor", "clamp", "clamp_min", "clamp_max", "hardtanh", "masked_fill", "addcmul", "addcdiv",
 )  # fmt: skip
+_BY_NUMBER = "its code takes channels by their number"
+_LAYOUT = ("view", "_unsafe_view", "clone")
+"""What `reshape` and `contiguous` are made of, which copy or do not as the sizes have it."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,10 @@ def _difference(before: _Run, after: _Run) -> str | None:
     """Why a run with fewer channels is not the same computation."""
     if before.shapes != after.shapes:
         return f"the shapes of its outputs change from {before.shapes} to {after.shapes}"
-    if [name for name, _ in before.numbers] != [name for name, _ in after.numbers]:
+    then, now = ([step for step in run.numbers if step[0] not in _LAYOUT] for run in (before, after))
+    if [name for name, _ in then] != [name for name, _ in now]:
         return "it takes another way through its code"
-    for (name, old), (_, new) in zip(before.numbers, after.numbers, strict=True):
+    for (name, old), (_, new) in zip(then, now, strict=True):
         if old != new:
             return f"a number in `{name}` follows the number of channels"
     known = {re.sub(r"\d+", "", w) for w in before.warnings}  # sizes in a message differ anyway
@@ -217,15 +221,16 @@ class _Trial:
         assign(chosen)
         still = self.problems(alike)
         if still and best == float("inf"):  # it runs, but computes something else
-            for kind in sorted(kinds - chosen):
-                assign(chosen | {kind})
+            rest = sorted(kinds - chosen)
+            instead = [chosen - {old} | {kind} for old in sorted(chosen) for kind in rest]  # equal by chance
+            for other in [*(chosen | {kind} for kind in rest), *instead]:
+                assign(other)
                 if not self.problems(alike):
                     return {}
-        if still:
-            assign(set())
+            assign(chosen)
         return still
 
-    def moved(self, classes: Iterable[int]) -> dict[int, str]:
+    def moved(self, classes: Sequence[int]) -> dict[int, str]:
         """Those of the classes whose channels are tied otherwise once one of them is gone, as positions are fixed."""
         broken: dict[int, str] = {}
         remaining = list(classes)
@@ -238,16 +243,33 @@ class _Trial:
             new = []
             for i in remaining:
                 c = self.axes.classes[i]
-                slots = tuple(
-                    replace(s, indices=tuple(tuple(positions.now(s, m)) for m in kept.members[i])) for s in c.slots
-                )
+                slots = tuple(replace(s, indices=positions.all_now(s, kept.members[i])) for s in c.slots)
                 if (slots, c.noise) not in found:
                     new.append(i)
             if not new:
                 break
-            broken.update(dict.fromkeys(new, "its code takes channels by their number"))
+            broken.update(dict.fromkeys(new, _BY_NUMBER))
             remaining = [i for i in remaining if i not in broken]
-        return broken
+        return broken | dict.fromkeys(self._divided(classes), _BY_NUMBER)
+
+    def _divided(self, classes: Sequence[int]) -> list[int]:
+        """Those of the classes with one member to lose whose code takes what is left for as many members as before."""
+        few = {i: c.size - 1 for i in classes if (c := self.axes.classes[i]).size - 1 <= c.least}
+        if not few:
+            return []
+        shadow, kept = self._cut(few)
+        positions = Positions(shadow, self.axes, kept)
+        shapes = {name: t.shape for name, t in (*shadow.named_parameters(), *shadow.named_buffers())}
+        found = [
+            (c.size, {(s.tensor, s.axis, p) for s in c.slots for member in s.indices for p in member})
+            for c in find_axes(shadow, on_meta(self.inputs, real=self.real)).classes
+        ]
+
+        def left(i: int) -> set[tuple[str, int, int]]:
+            slots = [s for s in self.axes.classes[i].slots if shapes[s.tensor][s.axis] > 1]
+            return {(s.tensor, s.axis, p) for s in slots for m in kept.members[i] for p in positions.now(s, m)}
+
+        return [i for i in few if any(size == self.axes.classes[i].size and left(i) <= own for size, own in found)]
 
     def _cut(self, left: dict[int, int]) -> tuple[nn.Module, Kept]:
         """A copy in which only the last so many members of these classes are left."""

@@ -72,6 +72,19 @@ DATASETS: dict[str, str] = {
 }
 """Name of every data set -> one line about it."""
 
+SAMPLES: dict[str, tuple[tuple[int, ...], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "imagefolder": ((3, 64, 64), 10),
+    "text": ((128,), 96),
+}
+"""Name of every data set -> shape of a sample and number of classes, known without its files.
+
+Where the classes depend on the files, as with `imagefolder` and the characters of `text`, it is a usual number.
+"""
+
 IMAGE_SIZE = 64
 """Height and width of the images of `imagefolder`, in pixels, unless told otherwise."""
 CONTEXT = 128
