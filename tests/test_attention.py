@@ -212,7 +212,6 @@ def test_heads_are_cut_exactly(name: str, heads: tuple[int, ...]) -> None:
     assert model.attend.out_proj.weight.shape == (8, 2 * (4 - len(heads)))
 
 
-@pytest.mark.xfail(reason="`sync_sizes` makes a layer cuttable only when it loses heads", raises=AssertionError)
 def test_a_layer_whose_input_alone_is_cut_takes_the_narrower_input() -> None:
     """The weights are an output here, so that no head can go; the width of torch's own layer would be that of all."""
     model = randomised(

@@ -122,6 +122,7 @@ FOLLOWING: dict[str, tuple[str, dict[str, int]]] = {
     "queries, keys and values from one layer": ("attend.qkv.weight", {"num_heads": 4, "attn_dim": 8}),
     "two heads by hand": ("attend.qkv.weight", {"num_heads": 2, "attn_dim": 8}),
     "queries and keys normed in each head": ("attend.qkv.weight", {"num_heads": 3, "attn_dim": 12}),
+    "as many heads as channels in each": ("attend.qkv.weight", {"num_heads": 4, "attn_dim": 16}),
     "shifted windows": ("attend.qkv.weight", {"num_heads": 4}),
     "attention to another sequence": ("attend.to_q.weight", {"heads": 4}),
     "attention of channels": ("attend.qkv.weight", {"num_heads": 4}),
@@ -210,7 +211,7 @@ def heads_of(read: str, heads: int = 4, width: int = 8, **others: int) -> tuple[
 def test_the_number_of_heads_follows_only_where_the_code_reads_it(
     read: str, follows: bool, heads: int, width: int
 ) -> None:
-    """Three heads of two are not four, three heads of four may be: both are seen. Four of four have a width to mistake."""
+    """Three heads of two are not four, three of four may be: both are seen. Four of four have a width to mistake."""
     c, _ = heads_of(read, heads, width)
     assert c is not None
     assert c.attributes == ((Attribute("attend", "num_heads", heads),) if follows else ())

@@ -890,6 +890,11 @@ PATTERNS: dict[str, Pattern] = {
     "two heads by hand": Pattern(
         lambda: around(Fused(8, 2, explicit=True)), sequence, (*OUTSIDE, "attend.qkv → attend.proj: 2")
     ),
+    "as many heads as channels in each": Pattern(
+        lambda: around(Fused(16, 4), 16),
+        sequence,
+        ("stem → attend.qkv: 16", "attend.qkv → attend.proj: 4", "attend.proj → head: 16"),
+    ),
     "queries and keys normed in each head": Pattern(
         lambda: around(Fused(12, 3, normed=True), 12),
         sequence,

@@ -96,3 +96,14 @@ def make_cuttable(model: nn.Module) -> None:
             module.__class__ = CuttableAttention
             # torch's fused kernels for whole encoder layers ask for this before they take the weights as they are
             module._qkv_same_embed_dim = False
+
+
+def is_whole(attention: nn.MultiheadAttention) -> bool:
+    """Whether nothing has been cut from an attention layer, neither heads nor what it reads and writes."""
+    width, fused = attention.embed_dim, cast(Tensor | None, attention.in_proj_weight)
+    if fused is not None:
+        made = [(fused, (3 * width, width))]
+    else:
+        inputs = {"q": width, "k": attention.kdim, "v": attention.vdim}
+        made = [(getattr(attention, f"{part}_proj_weight"), (width, size)) for part, size in inputs.items()]
+    return all(weight.shape == shape for weight, shape in (*made, (attention.out_proj.weight, (width, width))))

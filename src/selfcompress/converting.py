@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .attention import CuttableAttention, make_cuttable
+from .attention import CuttableAttention, is_whole, make_cuttable
 from .errors import NonFiniteError, UsageError
 from .quantizer import ChannelQuantizer, Grid
 from .recurrent import make_listing, make_reading
@@ -243,20 +243,9 @@ def _make_plain(module: nn.Module) -> None:
     """Undo `_make_ready`, where nothing has been cut."""
     if isinstance(module, nn.RNNBase):
         make_listing(module)
-    elif type(module) is CuttableAttention and _is_whole(module):
+    elif type(module) is CuttableAttention and is_whole(module):
         module._qkv_same_embed_dim = module.in_proj_weight is not None
         cast(nn.Module, module).__class__ = nn.MultiheadAttention
-
-
-def _is_whole(attention: nn.MultiheadAttention) -> bool:
-    """Whether nothing has been cut from an attention layer, neither heads nor what it reads and writes."""
-    width, fused = attention.embed_dim, cast(Tensor | None, attention.in_proj_weight)
-    if fused is not None:
-        made = [(fused, (3 * width, width))]
-    else:
-        inputs = {"q": width, "k": attention.kdim, "v": attention.vdim}
-        made = [(getattr(attention, f"{part}_proj_weight"), (width, size)) for part, size in inputs.items()]
-    return all(weight.shape == shape for weight, shape in (*made, (attention.out_proj.weight, (width, width))))
 
 
 def compressed_tensors(model: nn.Module) -> tuple[Compressed, ...]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .attention import make_cuttable
+from .attention import is_whole, make_cuttable
 from .axes import (
     Axes,
     ChannelClass,
@@ -489,10 +489,10 @@ def sync_sizes(module: nn.Module) -> None:
         module.num_groups = module.num_groups * channels // module.num_channels
         module.num_channels = channels
     elif isinstance(module, nn.MultiheadAttention):
-        rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
-        if rows != module.num_heads * module.head_dim:
+        if not is_whole(module):
             make_cuttable(module)
-            module.num_heads = rows // module.head_dim
+        rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
+        module.num_heads = rows // module.head_dim
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):  # their width stays, what they read may shrink
         module.input_size = _stored(module, "weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih").shape[1]
     elif isinstance(module, nn.PReLU):
