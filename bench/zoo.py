@@ -23,9 +23,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfcompress.axes import Axes, find_axes
@@ -83,12 +85,21 @@ def from_transformers(name: str) -> tuple[nn.Module, Inputs]:
     small: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     wide: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, **small}
     if name == "bert":
-        return Adapted(tf.BertModel(tf.BertConfig(num_attention_heads=4, **wide)), ("input_ids",)), (tokens,)
+        return Adapted(
+            tf.BertModel(
+                tf.BertConfig(
+                    num_attention_heads=4, max_position_embeddings=32, attention_probs_dropout_prob=0.0, **wide
+                )
+            ),
+            ("input_ids",),
+        ), (tokens,)
     if name == "distilbert":
-        config = tf.DistilBertConfig(dim=64, hidden_dim=128, n_layers=2, n_heads=4, **small)
+        config = tf.DistilBertConfig(
+            dim=64, hidden_dim=128, n_layers=2, n_heads=4, max_position_embeddings=32, attention_dropout=0.0, **small
+        )
         return Adapted(tf.DistilBertModel(config), ("input_ids",)), (tokens,)
     if name == "gpt2":
-        config = tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=32, **small)
+        config = tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=32, attn_pdrop=0.0, **small)
         return Adapted(tf.GPT2LMHeadModel(config), ("input_ids",)), (tokens,)
     if name == "llama":  # grouped queries: 4 groups of 2
         config = tf.LlamaConfig(num_attention_heads=8, num_key_value_heads=4, **wide)
@@ -102,7 +113,14 @@ def from_transformers(name: str) -> tuple[nn.Module, Inputs]:
         return Adapted(tf.ViTForImageClassification(config), ("pixel_values",)), (torch.randn(2, 3, 32, 32),)
     if name == "t5":
         config = tf.T5Config(
-            d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0, **small
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            dropout_rate=0.0,
+            **small,
         )
         return Adapted(tf.T5Model(config), ("input_ids", "decoder_input_ids")), (tokens, tokens[:, :7])
     config = tf.WhisperConfig(
@@ -204,7 +222,8 @@ def run(model: nn.Module, inputs: Inputs, training: bool) -> list[Tensor]:
             module.eval()
     torch.manual_seed(1)
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad():
+    # dropout that is called as a function draws as many numbers as there are channels
+    with torch.no_grad(), mock.patch.object(F, "dropout", lambda x, *args, **kwargs: x):
         found = [t.clone() for t in tensors_in(model(*inputs)) if t.is_floating_point()]
         for name, buffer in model.named_buffers():  # a run in train mode moves the running statistics
             buffer.copy_(state[name])
