@@ -21,7 +21,7 @@ def pair(values: dict[str, float], digits: int) -> str:
 
 
 def row(network: str, method: str) -> str | None:
-    path = ROOT / "bench" / "records" / f"mnist_{network}-{method}.json"
+    path = ROOT / "bench" / "records" / f"{network}-{method}.json"
     if not path.exists():
         return None
     record: dict[str, Any] = json.loads(path.read_text())
@@ -47,7 +47,7 @@ def table() -> str:
     note = (
         "Mean ± standard deviation of three seeds on the test set; all rows of a network have the same epochs (40 and\n"
         "25), schedule and augmentation (images moved by up to one pixel, in training only). Loss said: bytes that\n"
-        "the loss charged for at the end, over bytes of the file. Commands, all seeds, versions: `bench/mnist.py`,\n"
+        "the loss charged for at the end, over bytes of the file. Commands, all seeds, versions: `bench/train.py`,\n"
         "`bench/records/`.\n"
     )
     return "\n".join([*head, *(r for r in rows if r)]) + "\n\n" + note

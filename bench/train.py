@@ -1,0 +1,143 @@
+"""Trainings behind the tables: bytes of the file against the error of the loaded file, for every task and method.
+
+    python bench/train.py --data-dir DATA                                  # everything; resumable, nothing done twice
+    python bench/train.py --data-dir DATA --only lenet5-code-length --seeds 0
+    python bench/train.py --data-dir DATA --validation 10000 --runs runs/val --only … --gamma 1.4   # choose a setting
+
+Tasks: MNIST with LeNet-300-100, LeNet-5 (Caffe's 20-50-500) and a network of five convolutions; CIFAR-10 with ResNet-9
+at width 16; characters of a text with a small GPT. Rows of a task: the float network; the published method as
+published (bit depth, grid of eq. 1, its own optimizer settings); code length. All rows of a task have the same epochs,
+batch size, augmentation and schedule of the learning rate. Hyper-parameters were chosen on training examples held out
+(`--validation`); the error reported is that of the file, loaded into a fresh network, on the test set.
+
+A row is run for all `--seeds`; its record is written again after each, so that it says at any time what is there.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import selfcompress
+from selfcompress.recipes.recipe import Recipe
+from selfcompress.recipes.training import CHECKPOINT, RESULT, train, train_float
+
+MLP = Recipe(dataset="mnist", network="lenet-300-100", augment=True, shift=1, anneal=0.6, gamma_warmup=0.3, epochs=40)
+LENET = replace(MLP, network="lenet5", epochs=25)
+RESNET = Recipe(
+    dataset="cifar10", network="resnet9", width=16, epochs=10, optimizer="adam", lr=2e-3, anneal=0.8, gamma_warmup=0.2
+)
+TEXT = Recipe(
+    dataset="text", network="gpt", epochs=8, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8,
+    gamma_warmup=0.1,
+)  # fmt: skip
+PUBLISHED: dict[str, Any] = {"rate": "bit-depth", "weight_decay": 5e-4}
+ROWS: dict[str, Recipe] = {
+    "lenet-300-100-float": replace(MLP, gamma=0.0),
+    "lenet-300-100-bit-depth": replace(MLP, gamma=0.03, **PUBLISHED),
+    "lenet-300-100-code-length": replace(MLP, gamma=1.0),
+    "lenet5-float": replace(LENET, gamma=0.0),
+    "lenet5-bit-depth": replace(LENET, gamma=0.03, **PUBLISHED),
+    "lenet5-code-length": replace(LENET, gamma=1.7),
+    "resnet9-float": replace(RESNET, gamma=0.0),
+    "resnet9-bit-depth": replace(RESNET, gamma=0.1, lr=1e-3, **PUBLISHED),
+    "resnet9-code-length": replace(RESNET, gamma=0.15),
+    "resnet9-code-length-small": replace(RESNET, gamma=0.6),
+    "gpt-float": replace(TEXT, gamma=0.0),
+    "gpt-code-length": replace(TEXT, gamma=0.1),
+}
+RECORDS = Path(__file__).parent / "records"
+SOURCE = "source.txt"
+
+
+def source_digest() -> str:
+    """Which code runs: the start of the SHA-256 of all its files, names and contents, in order."""
+    root = Path(selfcompress.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
+    """Train one row with one seed, or take up where it was left, and return its result."""
+    folder = runs / f"{name}-{recipe.seed}"
+    if not (folder / RESULT).exists():
+        started = (folder / CHECKPOINT).exists()
+        start = train_float if name.endswith("-float") else train
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.parent / f"{folder.name}-{SOURCE}", "a", encoding="utf-8") as file:
+            file.write(source_digest() + "\n")
+        start(
+            recipe, folder, resume=started, on_epoch=lambda r: print(f"{name} {recipe.seed}: {r.to_json()}", flush=True)
+        )
+    result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    result["recipe"].pop("data_dir")
+    source = folder.parent / f"{folder.name}-{SOURCE}"
+    result["source"] = source.read_text().split() if source.exists() else []
+    return result
+
+
+def spread(values: list[float]) -> dict[str, float | int]:
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "n": len(values),
+    }
+
+
+def summarize(name: str, recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
+    summaries = [r["summary"] for r in results]
+    return {
+        "row": name,
+        "command": f"python bench/train.py --data-dir DATA --only {name}",
+        "scored_on": results[0]["scored_on"],
+        "file_bytes": spread([s["file_bytes"] for s in summaries]),
+        "error_percent": spread([100 * (1 - s["accuracy"]) for s in summaries]),
+        "loss": spread([s["loss"] for s in summaries]),
+        "loss_bytes_over_file_bytes": [r["size_share"] for r in results],
+        "weights_alive": spread([s["weights_alive"] for s in summaries]),
+        "channels_alive": spread([s["channels_alive"] for s in summaries]),
+        "seconds_first_epoch": spread([s["seconds_first"] for s in summaries]),
+        "seconds_last_epoch": spread([s["seconds_last"] for s in summaries]),
+        "recipe": asdict(replace(recipe, data_dir=None)),
+        "runs": results,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--only", nargs="*", choices=ROWS, help="rows to run; all if not given")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench"), help="folder for checkpoints and files")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records")
+    parser.add_argument("--validation", type=int, default=0)
+    parser.add_argument("--gamma", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.only or ROWS:
+        recipe = replace(ROWS[name], data_dir=args.data_dir, validation=args.validation)
+        if args.gamma is not None:
+            recipe = replace(recipe, gamma=args.gamma)
+        if args.epochs is not None:
+            recipe = replace(recipe, epochs=args.epochs)
+        results = []
+        for seed in args.seeds:
+            results.append(run(name, replace(recipe, seed=seed), args.runs))
+            record = summarize(name, recipe, results)
+            print(json.dumps({k: v for k, v in record.items() if k not in ("runs", "recipe")}, indent=2), flush=True)
+            if recipe == replace(ROWS[name], data_dir=args.data_dir):  # a row as it is reported
+                args.records.mkdir(exist_ok=True)
+                (args.records / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
