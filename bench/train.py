@@ -14,24 +14,16 @@ A row is run for all `--seeds`; its record is written again after each, so that 
 """
 
 import argparse
-import hashlib
-import json
-import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import selfcompress
+from harness import LENET, MLP, RECORDS, RESNET, finish, keep, show, summarize
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import CHECKPOINT, RESULT, train, train_float
+from selfcompress.recipes.training import CHECKPOINT, train, train_float
 
-MLP = Recipe(dataset="mnist", network="lenet-300-100", augment=True, shift=1, anneal=0.6, gamma_warmup=0.3, epochs=40)
-LENET = replace(MLP, network="lenet5", epochs=25)
-RESNET = Recipe(
-    dataset="cifar10", network="resnet9", width=16, epochs=10, optimizer="adam", lr=2e-3, anneal=0.8, gamma_warmup=0.2
-)
 TEXT = Recipe(
     dataset="text", network="gpt", epochs=8, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8,
     gamma_warmup=0.1,
@@ -51,63 +43,21 @@ ROWS: dict[str, Recipe] = {
     "gpt-float": replace(TEXT, gamma=0.0),
     "gpt-code-length": replace(TEXT, gamma=0.1),
 }
-RECORDS = Path(__file__).parent / "records"
-SOURCE = "source.txt"
-
-
-def source_digest() -> str:
-    """Which code runs: the start of the SHA-256 of all its files, names and contents, in order."""
-    root = Path(selfcompress.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
     """Train one row with one seed, or take up where it was left, and return its result."""
     folder = runs / f"{name}-{recipe.seed}"
-    if not (folder / RESULT).exists():
-        started = (folder / CHECKPOINT).exists()
-        start = train_float if name.endswith("-float") else train
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.parent / f"{folder.name}-{SOURCE}", "a", encoding="utf-8") as file:
-            file.write(source_digest() + "\n")
-        start(
-            recipe, folder, resume=started, on_epoch=lambda r: print(f"{name} {recipe.seed}: {r.to_json()}", flush=True)
-        )
-    result: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    result["recipe"].pop("data_dir")
-    source = folder.parent / f"{folder.name}-{SOURCE}"
-    result["source"] = source.read_text().split() if source.exists() else []
-    return result
-
-
-def spread(values: list[float]) -> dict[str, float | int]:
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "n": len(values),
-    }
-
-
-def summarize(name: str, recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
-    summaries = [r["summary"] for r in results]
-    return {
-        "row": name,
-        "command": f"python bench/train.py --data-dir DATA --only {name}",
-        "scored_on": results[0]["scored_on"],
-        "file_bytes": spread([s["file_bytes"] for s in summaries]),
-        "error_percent": spread([100 * (1 - s["accuracy"]) for s in summaries]),
-        "loss": spread([s["loss"] for s in summaries]),
-        "loss_bytes_over_file_bytes": [r["size_share"] for r in results],
-        "weights_alive": spread([s["weights_alive"] for s in summaries]),
-        "channels_alive": spread([s["channels_alive"] for s in summaries]),
-        "seconds_first_epoch": spread([s["seconds_first"] for s in summaries]),
-        "seconds_last_epoch": spread([s["seconds_last"] for s in summaries]),
-        "recipe": asdict(replace(recipe, data_dir=None)),
-        "runs": results,
-    }
+    start = train_float if name.endswith("-float") else train
+    return finish(
+        folder,
+        lambda: start(
+            recipe,
+            folder,
+            resume=(folder / CHECKPOINT).exists(),
+            on_epoch=lambda r: print(f"{name} {recipe.seed}: {r.to_json()}", flush=True),
+        ),
+    )
 
 
 def main() -> None:
@@ -132,11 +82,10 @@ def main() -> None:
         results = []
         for seed in args.seeds:
             results.append(run(name, replace(recipe, seed=seed), args.runs))
-            record = summarize(name, recipe, results)
-            print(json.dumps({k: v for k, v in record.items() if k not in ("runs", "recipe")}, indent=2), flush=True)
+            record = summarize(name, f"python bench/train.py --data-dir DATA --only {name}", recipe, results)
+            show(record)
             if recipe == replace(ROWS[name], data_dir=args.data_dir):  # a row as it is reported
-                args.records.mkdir(exist_ok=True)
-                (args.records / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+                keep(record, args.records)
 
 
 if __name__ == "__main__":
