@@ -42,7 +42,8 @@ from numpy.typing import NDArray
 from packing_speed import DENSITIES
 from selfcompress.coder import Decoder, Encoder, LevelModel
 from selfcompress.container import LevelTensor, read, read_file
-from selfcompress.rate import count, fit
+from selfcompress.contexts import Context
+from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import SAMPLES
 from selfcompress.recipes.networks import build_network
 from selfcompress.scoring import describe_machine, describe_versions, file_bytes, load_float
@@ -73,13 +74,16 @@ class Coder:
 def encode_ours(tensors: list[Levels]) -> bytes:
     header, stream = bytearray(), Encoder()
     for levels in tensors:
-        model = fit(count(torch.from_numpy(levels.reshape(levels.shape[0], -1)), levels.shape[2]))
+        model = fit_levels(torch.from_numpy(levels.reshape(levels.shape[0], -1)), levels.shape[2])
         header += struct.pack("<H", model.top)
         if not model.top:
             continue
         lists = [model.rows, model.columns, model.taps if model.taps.any() else None]
-        flags = sum(1 << i for i, values in enumerate(lists) if values is not None)
+        flags = sum(1 << i for i, values in enumerate([*lists, model.context]) if values is not None)
         header += struct.pack("<BbB", flags, model.offset, model.decay)
+        if model.context is not None:
+            numbers = (*model.context.bases, *model.context.slopes, model.context.tilt)
+            header += struct.pack("<H5b", model.context.pitch, *numbers)
         stream.mask(model.alive_rows)
         stream.mask(model.alive_columns)
         for values in lists:
@@ -102,6 +106,10 @@ def decode_ours(data: bytes, shapes: list[Shape]) -> list[NDArray[Any]]:
             continue
         flags, offset, decay = struct.unpack_from("<BbB", data, at)
         at += 3
+        context = None
+        if flags >> 3 & 1:
+            pitch, b1, b2, s1, s2, tilt = struct.unpack_from("<H5b", data, at)
+            at, context = at + 7, Context(pitch, (b1, b2), (s1, s2), tilt)
         alive = stream.mask(rows), stream.mask(columns)
         lists: list[NDArray[np.int64] | None] = [None, None, None]
         for i, length in enumerate((int(alive[0].sum()), int(alive[1].sum()), taps)):
@@ -110,7 +118,7 @@ def decode_ours(data: bytes, shapes: list[Shape]) -> list[NDArray[Any]]:
                 at += 2
                 lists[i] = stream.integers(length, low, low + span)
         offsets = lists[2] if lists[2] is not None else np.zeros(taps, np.int64)
-        model = LevelModel(offset, decay, top, *alive, lists[0], lists[1], offsets)
+        model = LevelModel(offset, decay, top, *alive, lists[0], lists[1], offsets, context)
         result.append(stream.levels((rows, columns, taps), model))
     stream.finish()
     return result

@@ -27,8 +27,8 @@ from torch import nn
 from selfcompress import load, save
 from selfcompress.container import LevelTensor, read, write
 from selfcompress.converting import Format, compressed_tensors, convert
+from selfcompress.fitting import count, fit, fit_levels
 from selfcompress.packing import contents_of, unpack
-from selfcompress.rate import count, fit
 from selfcompress.scoring import describe_machine, describe_versions
 
 DENSITIES = {"2% alive": 2.33, "15% alive": 1.44, "60% alive": 0.52}
@@ -120,6 +120,7 @@ def measure(copies: int, threshold: float, repeats: int, folder: Path) -> Result
             "quantise": lambda: [item.levels() for item in tensors],
             "count": lambda: [count(*each) for each in levels],
             "fit": lambda: [fit(each) for each in counts],
+            "fit with neighbours": lambda: [fit_levels(*each) for each in levels],
             "encode": lambda: write(contents),
             "decode": lambda: read(data),
             "decode and fill in": lambda: unpack(data, fresh),

@@ -54,7 +54,7 @@ from selfcompress.container import (
 )
 from selfcompress.converting import plain_name
 from selfcompress.errors import CheckpointError, NonFiniteError, UsageError
-from selfcompress.rate import count, fit
+from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import Dataset, load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.training import CHECKPOINT, EVALUATION_BATCH, FILE, FLOAT_FILE, RESULT, Result, build_for
@@ -420,7 +420,7 @@ def level_of_zero(low: float, high: float, bits: int) -> int:
 
 def level_record(name: str, levels: Tensor) -> LevelTensor:
     """A matrix of integers as our file holds it, without exponents."""
-    model = fit(count(levels))
+    model = fit_levels(levels)
     shape = tuple(levels.shape)
     return LevelTensor(
         name=name,

@@ -8,12 +8,14 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("quantizer", "coder", "attention", "recurrent"),
-    ("rate", "container", "tracing", "copies", "optimizers"),
+    ("contexts", "quantizer", "attention", "recurrent"),
+    ("coder", "surroundings"),
+    ("fitting", "rate", "container", "tracing", "copies", "optimizers"),
     ("operators",),
     ("axes",),
     ("converting", "shrinking", "budget"),
-    ("packing", "trial"),
+    ("packing", "trial", "trimming"),
+    ("steering",),
     ("compressor", "explaining"),
     ("scoring", "reporting", "exporting"),
     ("recipes", "integrations"),
@@ -22,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 FRONT_DOOR = "__init__"
-FREE_OF_TORCH = ("errors", "coder", "container")
+FREE_OF_TORCH = ("errors", "contexts", "coder", "container")
 
 
 def unit(path: Path) -> str:

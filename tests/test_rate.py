@@ -12,17 +12,9 @@ from torch import Tensor
 from selfcompress.coder import Decoder, Encoder, LevelModel, frequencies
 from selfcompress.container import Contents, LevelTensor, size_bits, write
 from selfcompress.errors import UsageError
+from selfcompress.fitting import Marginals, count, fit, side_bits
 from selfcompress.quantizer import GRIDS, Grid, quantize, to_levels
-from selfcompress.rate import (
-    Marginals,
-    PriceTable,
-    bit_depth,
-    code_length,
-    count,
-    coupled_bit_depth,
-    fit,
-    side_bits,
-)
+from selfcompress.rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 
 LN2 = math.log(2)
 SHAPES = [(1, 1, 1), (1, 9, 1), (10, 1, 1), (5, 7, 1), (6, 4, 9), (40, 30, 1), (16, 8, 25), (64, 64, 9), (3, 500, 1)]
@@ -66,7 +58,7 @@ def coded_bits(levels: NDArray[np.int64], model: LevelModel) -> int:
 
 def price(levels: NDArray[np.int64], model: LevelModel) -> float:
     rows = as_rows(levels)
-    table = PriceTable(model, tuple(rows.shape), levels.shape[2], rows)
+    table = PriceTable(model, rows, levels.shape[2])
     bits, exponent = torch.full((len(rows),), 16.0).double(), torch.zeros(len(rows)).double()
     return float(code_length(rows, bits, exponent, "symmetric", table))
 
@@ -145,7 +137,8 @@ def relaxed_price(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, tabl
     low, high = (-half, half - 1) if grid == "eq1" else (0.5 - half, half - 0.5)
     scaled = rows * 2 ** -exponent[:, None]
     size = torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None]).abs()
-    return torch.where(size < 1, table.pull * size**2, table.pull + table.further * (size - 1)).sum()
+    pull = table.first.clamp(min=table.further)
+    return torch.where(size < 1, pull * size**2, pull + table.further * (size - 1)).sum()
 
 
 def some_rows(grid: Grid) -> tuple[Tensor, Tensor, Tensor, PriceTable]:
@@ -154,7 +147,7 @@ def some_rows(grid: Grid) -> tuple[Tensor, Tensor, Tensor, PriceTable]:
     bits = torch.tensor([2.1, 2.7, 3.0, 1.6, 1.2, 8.0], dtype=torch.float64)
     exponent = torch.tensor([-0.5, 0.25, -1.0, 0.0, -0.75, -2.0], dtype=torch.float64)
     levels = to_levels(rows, bits, exponent, grid)
-    return rows, bits, exponent, PriceTable(fit(count(levels, 2)), (6, 20), 2, rows)
+    return rows, bits, exponent, PriceTable(fit(count(levels, 2)), levels, 2)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -206,19 +199,22 @@ def test_the_gradient_is_the_documented_slope_one_weight_at_a_time() -> None:
 
 def test_a_weight_at_zero_feels_no_pull_and_one_at_the_threshold_the_full_one() -> None:
     levels = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-    table = PriceTable(fit(count(levels)), (1, 6), 1, levels)
+    table = PriceTable(fit(count(levels)), levels)
     rows = torch.tensor([[0.0, 1e-9, 0.5, -0.5, 1.5, 2.5]], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(code_length(rows, torch.tensor([8.0]), torch.tensor([0.0]), "symmetric", table), rows)
-    pull = float(table.pull[0, 0])
+    pull = max(float(table.first[0, 0]), table.further)
     assert grad[0].tolist() == pytest.approx([0, 2e-9 * pull, pull, -pull, table.further, table.further])
 
 
 def test_the_pull_never_points_away_from_zero() -> None:
     """Where nearly all weights live a zero is the dearest level; the gradient takes the price for unimodal."""
     rows = torch.ones(4, 50, dtype=torch.float64)
-    table = PriceTable(fit(count(rows)), (4, 50), 1, rows)
+    table = PriceTable(fit(count(rows)), rows)
     assert bool((table.first < 0).all())
-    assert bool((table.pull >= table.further).all())
+    weights = (rows * 0.75).requires_grad_()
+    price = code_length(weights, torch.full((4,), 8.0), torch.zeros(4), "symmetric", table)
+    (grad,) = torch.autograd.grad(price, weights)
+    assert grad.flatten().tolist() == pytest.approx([1.5 * table.further] * 200)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

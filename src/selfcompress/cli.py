@@ -126,6 +126,13 @@ def train_command(
         float | None,
         typer.Option(help="Weight of the size in the loss: more makes the file smaller.", rich_help_panel=HOW),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the file, in place of --gamma: '200 kB', '2 %' of the float network, '0.5 bits/weight'.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     rate: Annotated[
         str | None,
         typer.Option(
@@ -182,9 +189,12 @@ def train_command(
     Options that are not given take the settings found for that data set and network; a resumed run keeps its own.
     Ctrl-C stops a run so that --resume can go on with it.
     """
+    if gamma is not None and target is not None:
+        raise UsageError("`--gamma`: found beside `--target`, which sets it\nhint: leave one of them out")
     options: dict[str, Any] = {
         "width": width,
         "gamma": gamma,
+        "target": target,
         "rate": rate,
         "grid": grid,
         "epochs": epochs,
@@ -211,7 +221,8 @@ def train_command(
 
 def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool, plot: bool) -> None:
     try:
-        results = [_follow(train, f"{recipe.label}, gamma {recipe.gamma:g}", recipe, folder, resume=resume, plot=plot)]
+        dial = f"gamma {recipe.gamma:g}" if recipe.target is None else f"target {recipe.target}"
+        results = [_follow(train, f"{recipe.label}, {dial}", recipe, folder, resume=resume, plot=plot)]
         if baseline:
             float_folder = folder / "float"
             started = resume and (float_folder / CHECKPOINT).exists()

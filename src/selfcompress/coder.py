@@ -6,6 +6,9 @@ zero, or not, with odds that multiply over the three axes, and what is not zero 
     p(k ≠ 0) = 2^x / (1 + 2^x),   x = (index - 40) / 2,   index = offset + 2·(row_i + column_j + tap_t), kept in 0 … 63
     p(|k| | k ≠ 0) ~ (μ / (1 + μ))^|k|,   |k| = 1 … top,   μ = 2^((decay - 8) / 2),   both signs alike
 
+A model may have a context (`contexts.py`): then the index also depends on how many neighbours of the weight live, and
+the odds of the two signs on theirs, where neighbours are weights that were coded before.
+
 Offsets in steps of one octave lose less than 0.03 bits per living weight against real-valued ones and cost two or
 three bits each. Rows and columns that are wholly zero are named by a mask and cost nothing more.
 
@@ -29,6 +32,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from .contexts import Context, distances, passes, sum_of_neighbours
 from .errors import FormatError
 
 Ints = NDArray[np.int64]
@@ -71,14 +75,25 @@ def _tail(decay: int, top: int) -> Ints:
     return np.array([(v << TOTAL_BITS) // total for v in values], np.int64)
 
 
+_SHARE_BITS = 15
+
+
+def positive_share(tilt: int) -> int:
+    """Out of 2^15: how many of the living levels are positive where the odds of it are 2^(tilt/2)."""
+    odds, one = _half_octaves(abs(tilt))
+    share = (odds << _SHARE_BITS) // (odds + one)
+    return share if tilt >= 0 else (1 << _SHARE_BITS) - share
+
+
 @lru_cache(maxsize=4096)
-def frequencies(index: int, decay: int, top: int) -> Ints:
+def frequencies(index: int, decay: int, top: int, tilt: int = 0) -> Ints:
     """Frequencies of the levels -top … top out of 2^24; each at least 1, their sum exactly 2^24.
 
     Args:
         index: activity index, 0 … 63.
         decay: decay index, 0 … 31.
         top: largest absolute level, 0 … 32767. With 0 there is one level, zero, which is free.
+        tilt: half octaves of odds for a positive level against a negative one, -28 … 28.
 
     Returns:
         (2·top + 1,) integers. They depend on nothing but the arguments: integer arithmetic throughout.
@@ -87,9 +102,11 @@ def frequencies(index: int, decay: int, top: int) -> Ints:
         return np.array([TOTAL], np.int64)
     odds, one = _half_octaves(index - CENTER)
     shared = TOTAL - (2 * top + 1)  # every level has one unit of its own; the rest is shared out
-    half = 1 + ((odds * shared // (odds + one) * _tail(decay, top)) >> (TOTAL_BITS + 1))
-    zero = TOTAL - 2 * int(half.sum())
-    return np.concatenate([half[::-1], [zero], half])
+    living = odds * shared // (odds + one) * _tail(decay, top)  # below 2^48
+    positive = positive_share(tilt)
+    up, down = (1 + ((living * s) >> (TOTAL_BITS + _SHARE_BITS)) for s in (positive, (1 << _SHARE_BITS) - positive))
+    zero = TOTAL - int(up.sum()) - int(down.sum())
+    return np.concatenate([down[::-1], [zero], up])
 
 
 @lru_cache(maxsize=256)
@@ -119,6 +136,8 @@ class LevelModel:
     """Octaves of each living column, -32 … 32; None where all are zero."""
     taps: Ints
     """(taps,) octaves of each kernel position, -32 … 32."""
+    context: Context | None = None
+    """What neighbours change; None for nothing."""
 
     def indices(self) -> NDArray[np.uint8]:
         """(living rows, living columns, taps) activity index of each weight that is coded."""
@@ -136,13 +155,13 @@ class LevelModel:
         return self.rows is None and self.columns is None and not self.taps.any()
 
 
-def _by_index(indices: NDArray[np.uint8]) -> tuple[Ints, Iterator[tuple[int, int, int]]]:
-    """Order that sorts weights by index, keeping the matrix order inside one, and (index, start, stop) of each run."""
-    flat = indices.reshape(-1)
+def _by_key(keys: NDArray[np.uint8]) -> tuple[Ints, Iterator[tuple[int, int, int]]]:
+    """Order that sorts weights by a key, keeping the matrix order inside one, and (key, start, stop) of each run."""
+    flat = keys.reshape(-1)
     order = np.argsort(flat, kind="stable")
-    stops = np.searchsorted(flat, np.arange(INDICES), side="right", sorter=order)
+    stops = np.cumsum(np.bincount(flat, minlength=1))
     starts = np.concatenate([[0], stops[:-1]])
-    return order, ((i, int(starts[i]), int(stops[i])) for i in range(INDICES) if starts[i] < stops[i])
+    return order, ((k, int(starts[k]), int(stops[k])) for k in np.flatnonzero(starts < stops).tolist())
 
 
 def _categorical(table: Ints) -> Any:
@@ -237,6 +256,66 @@ def _living(levels: NDArray[Any], model: LevelModel) -> NDArray[Any]:
     return levels if model.alive_columns.all() else levels[:, model.alive_columns]
 
 
+def _places(model: LevelModel, length: int) -> list[Ints]:
+    """The positions of a row, of living columns, that each of the three passes codes."""
+    assert model.context is not None
+    living = np.repeat(model.alive_columns, len(model.taps))
+    number = passes(length, model.context.pitch)
+    return [np.flatnonzero(living & (number == n)) for n in range(3)]
+
+
+def _keys(rows: NDArray[Any], model: LevelModel, number: int, places: Ints) -> NDArray[np.uint8]:
+    """(living rows · places,) activity index · 3 + 1 + sign of the tilt of each weight that a pass codes.
+
+    `rows` holds what the passes before have coded, and zeros: at the end of a line, a step leads to the next one, whose
+    weights may not be known yet.
+    """
+    assert model.context is not None
+    columns = np.zeros(len(model.alive_columns), np.int64)
+    if model.columns is not None:
+        columns[model.alive_columns] = model.columns
+    inner = (columns[:, None] + model.taps[None, :]).reshape(-1)[places]
+    outer = np.zeros(len(rows), np.int64) if model.rows is None else model.rows
+    index = (2 * (outer[:, None] + inner[None, :]) + model.offset).astype(np.int16)
+    sign = np.zeros(1, np.int16)
+    if number:
+        steps = distances(number, model.context.pitch)
+        signs = np.sign(rows).astype(np.int16)
+        index += (
+            model.context.bases[number - 1]
+            + model.context.slopes[number - 1] * (sum_of_neighbours(np.abs(signs), steps)[:, places])
+        )
+        sign = np.sign(sum_of_neighbours(signs, steps)[:, places])
+    return np.asarray(3 * np.clip(index, 0, INDICES - 1) + 1 + sign, np.uint8).reshape(-1)
+
+
+def levels_bits(levels: NDArray[Any], model: LevelModel) -> float:
+    """Bits that `Encoder.levels` spends on a matrix of levels (rows, columns, taps)."""
+    if model.top == 0:
+        return 0.0
+    if model.context is None:
+        sizes = np.abs(_living(levels, model).astype(np.int64))
+        return float(prices(model.decay, model.top)[model.indices().astype(np.int64), sizes].sum())
+    return sum(float((TOTAL_BITS - np.log2(table[symbols])).sum()) for symbols, table in _runs_in_passes(levels, model))
+
+
+def _runs_in_passes(levels: NDArray[Any], model: LevelModel) -> Iterator[tuple[NDArray[np.int32], Ints]]:
+    """Symbols and their table, one run after the other, in the order of the three passes."""
+    assert model.context is not None
+    rows = levels[model.alive_rows].reshape(int(model.alive_rows.sum()), levels.shape[1] * levels.shape[2])
+    known = np.zeros_like(rows)
+    for number, places in enumerate(_places(model, rows.shape[1])):
+        order, runs = _by_key(_keys(known, model, number, places))
+        coded = rows[:, places].reshape(-1)[order].astype(np.int32) + model.top
+        for key, start, stop in runs:
+            yield coded[start:stop], _table_of(key, model, model.context)
+        known[:, places] = rows[:, places]
+
+
+def _table_of(key: int, model: LevelModel, context: Context) -> Ints:
+    return frequencies(key // 3, model.decay, model.top, (key % 3 - 1) * context.tilt)
+
+
 class Encoder:
     """Writes levels and integers into one entropy-coded stream; `Decoder` reads them back in the same order."""
 
@@ -282,10 +361,14 @@ class Encoder:
         """Write a matrix of levels (rows, columns, taps) with a model that the reader knows."""
         if model.top == 0:
             return
+        if model.context is not None:
+            for symbols, table in _runs_in_passes(np.asarray(levels), model):
+                self._coder.encode(symbols, _categorical(table))
+            return
         alive = _living(np.asarray(levels), model).reshape(-1)
         runs = iter([(int(np.clip(model.offset, 0, INDICES - 1)), 0, len(alive))])
         if not model.uniform:
-            order, runs = _by_index(model.indices())
+            order, runs = _by_key(model.indices())
             alive = alive[order]
         for index, start, stop in runs:
             symbols = alive[start:stop].astype(np.int32)  # first wider, then shifted: 16 bits do not hold 2·top
@@ -351,15 +434,18 @@ class Decoder:
         """Read a matrix of levels (rows, columns, taps), as int16."""
         if model.top == 0:
             return np.zeros(shape, np.int16)
+        if model.context is not None:
+            return self._levels_in_passes(shape, model)
         inner = (int(model.alive_rows.sum()), int(model.alive_columns.sum()), shape[2])
         alive = np.empty(inner[0] * inner[1] * inner[2], np.int16)
         if model.uniform:
-            self._levels_into(alive, int(np.clip(model.offset, 0, INDICES - 1)), model)
+            index = int(np.clip(model.offset, 0, INDICES - 1))
+            self._levels_into(alive, frequencies(index, model.decay, model.top), model.top)
         else:
-            order, runs = _by_index(model.indices())
+            order, runs = _by_key(model.indices())
             coded = np.empty_like(alive)
             for index, start, stop in runs:
-                self._levels_into(coded[start:stop], index, model)
+                self._levels_into(coded[start:stop], frequencies(index, model.decay, model.top), model.top)
             alive[order] = coded
         if inner == shape:
             return alive.reshape(shape)
@@ -367,12 +453,26 @@ class Decoder:
         result[np.ix_(model.alive_rows, model.alive_columns)] = alive.reshape(inner)
         return result
 
-    def _levels_into(self, target: NDArray[np.int16], index: int, model: LevelModel) -> None:
-        """Fill `target` with levels of one activity index."""
-        table = frequencies(index, model.decay, model.top)
+    def _levels_in_passes(self, shape: tuple[int, int, int], model: LevelModel) -> NDArray[np.int16]:
+        assert model.context is not None
+        result = np.zeros((shape[0], shape[1] * shape[2]), np.int16)
+        rows = np.zeros((int(model.alive_rows.sum()), shape[1] * shape[2]), np.int16)
+        for number, places in enumerate(_places(model, rows.shape[1])):
+            order, runs = _by_key(_keys(rows, model, number, places))
+            coded = np.empty(len(order), np.int16)
+            for key, start, stop in runs:
+                self._levels_into(coded[start:stop], _table_of(key, model, model.context), model.top)
+            found = np.empty_like(coded)
+            found[order] = coded
+            rows[:, places] = found.reshape(len(rows), len(places))
+        result[model.alive_rows] = rows
+        return result.reshape(shape)
+
+    def _levels_into(self, target: NDArray[np.int16], table: Ints, top: int) -> None:
+        """Fill `target` with levels of one table."""
         for start in range(0, len(target), _CHUNK):
             part = target[start : start + _CHUNK]
-            part[:] = self._symbols(len(part), table) - model.top
+            part[:] = self._symbols(len(part), table) - top
 
     def finish(self) -> None:
         """Check that the stream ends here. Raises `FormatError` where words are left, or were missing."""

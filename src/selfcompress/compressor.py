@@ -16,8 +16,9 @@ resumed run does the same at the same step; the models in use are part of the st
 
 import math
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,22 +28,29 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from .axes import Axes, ChannelClass, find_axes
+from .budget import Budget, parse_target
 from .coder import LevelModel, integers_bits
 from .container import LevelTensor, size_bits, write
+from .contexts import Context
 from .converting import Compressed, Format, convert, plain_name
 from .copies import meta_copy
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
+from .fitting import context_bits, fit_levels, side_bits
 from .packing import contents_of, pack
 from .quantizer import GRIDS, MAX_BITS, Grid
-from .rate import PriceTable, bit_depth, code_length, count, coupled_bit_depth, fit, side_bits
+from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 from .shrinking import Kept, Plan, Positions, apply_plan, check_copy, find_dead, resize, silence_step
+from .steering import Steering, smallest_bytes
 from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
-STATE_VERSION = 2
+STATE_VERSION = 3
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
+INITIAL_BITS = 8.0
+BITS_ABOVE = 2.5
+"""A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise."""
 SILENCE_PER_STEP = 1e-3
 """By so much a training step takes biases of zeroed channels towards zero: the paper's L1 loss, as a proximal step."""
 
@@ -89,25 +97,32 @@ class SelfCompressor:
             quantizers are attached in place.
         example_inputs: what `model(*example_inputs)` takes, to find out which channels depend on each other.
         gamma: compression factor γ >= 0, weight of the size in the loss; 0 leaves out the price, more gives smaller
-            files.
+            files. None for 0.5, or, with a target, whatever leads there.
+        target: the size that the file is to have after `total_steps`, in place of `gamma`: bytes (`200_000`,
+            `"200 kB"`), a share of the float network (`"2 %"`), or `"0.5 bits/weight"`. The file then has 0.97 … 1
+            times these bytes, without metadata, and never more.
+        total_steps: training steps of the whole run; needed with a target. The learning rate should fall in the
+            second half of the run.
         rate: `"code-length"`, the bits that the file takes, or `"bit-depth"`, as published.
         grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
         coupled: for bit depth, eq. 5 in place of eq. 4.
-        initial_bits: bit depth to start from.
+        initial_bits: bit depth to start from. None for 8, or more where a target leaves room for more.
         include: names of further parameters to compress.
         skip: names of parameters or modules to leave in float.
         refresh_every: steps between two fits of the probability models, >= 1.
         check_every: steps between two looks for dead channels, >= 0; 0 never cuts.
 
     Attributes:
-        gamma: may be set at any time.
+        gamma: may be set at any time; a target sets it anew every few steps.
+        target_bytes: the target in bytes, or None.
         left: parameters that stay in float, with the reason.
         axes: which channels live and die together.
         history: a `StepReport` for every cut.
 
     Raises:
-        UsageError: nothing to compress, an example input that does not fit, an unknown option. NonFiniteError: a weight
-            is NaN or infinite. The model is left alone then.
+        UsageError: nothing to compress, an example input that does not fit, an unknown option, a target below the
+            smallest file that this network can become. NonFiniteError: a weight is NaN or infinite. The model is left
+            alone then.
     """
 
     def __init__(
@@ -115,11 +130,13 @@ class SelfCompressor:
         model: nn.Module,
         example_inputs: tuple[Any, ...],
         *,
-        gamma: float = 0.5,
+        gamma: float | None = None,
+        target: int | str | None = None,
+        total_steps: int | None = None,
         rate: Rate = "code-length",
         grid: Grid | None = None,
         coupled: bool = False,
-        initial_bits: float = 8.0,
+        initial_bits: float | None = None,
         include: Sequence[str] = (),
         skip: Sequence[str] = (),
         refresh_every: int = 50,
@@ -135,22 +152,41 @@ class SelfCompressor:
             raise UsageError(f"refresh_every: expected 1 step or more, found {refresh_every}")
         if check_every < 0:
             raise UsageError(f"check_every: expected 0 steps or more, found {check_every}\nhint: 0 never cuts")
+        if gamma is not None and target is not None:
+            raise UsageError("gamma: found beside `target`, which sets it\nhint: leave one of them out")
+        if (target is None) != (total_steps is None):
+            raise UsageError(
+                "total_steps: belongs to `target`, and a target needs it\n"
+                'hint: `target="200 kB", total_steps=epochs * len(loader)`'
+            )
         self.model, self.rate, self.coupled = model, rate, coupled
-        self.gamma = gamma
+        self.gamma = 0.0 if target is not None else 0.5 if gamma is None else gamma
         self.refresh_every, self.check_every = refresh_every, check_every
+        target_bytes = None
+        if target is not None:
+            numbers = sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
+            target_bytes = parse_target(target, float_bytes=4 * numbers)
+            if initial_bits is None:
+                initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(numbers, 1) + BITS_ABOVE), MAX_BITS)
+        self.target_bytes = target_bytes
         published = rate == "bit-depth"
         form = Format(
             grid=grid or ("eq1" if published else "symmetric"),
-            initial_bits=initial_bits,
+            initial_bits=INITIAL_BITS if initial_bits is None else initial_bits,
             resolution=None if published else EXPONENT_RESOLUTION,
             biases=not published,
         )
         self.axes: Axes = tried(model, example_inputs, find_axes(model, example_inputs))
-        self.compressed, self.left = convert(model, form, include=include, skip=skip, outputs=self.axes.outputs)
+        attach = partial(convert, form=form, include=include, skip=skip, outputs=self.axes.outputs)
+        budget = None
+        if target_bytes is not None and total_steps is not None:
+            budget = self._plan(target_bytes, total_steps, attach)
+        self.compressed, self.left = attach(model)
         self._kept = Kept.full(self.axes)
         self.history: list[StepReport] = []
         self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
         self.weights_total = sum(c.original.numel() for c in self._weights)
+        self._steering = self._steered(budget) if budget else None
         self.channels_total = sum(c.quantizer.bits.numel() for c in self._weights)
         self._steps = 0
         self._suspects: Plan | None = None
@@ -220,7 +256,7 @@ class SelfCompressor:
         self._priced = True
         if self.gamma == 0:
             self._backpropagated = True  # nothing to go back
-        elif penalty.requires_grad:
+        if penalty.requires_grad:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
         return penalty
 
@@ -283,6 +319,8 @@ class SelfCompressor:
         plan, notes = self._look(optimizers, copies) if look else (None, ())
         if self.rate == "code-length" and (plan or refresh):
             self._refresh()
+        if self._steering and self._steering.due(self._steps):
+            notes = (*notes, *self._steer(self._steering))
         report = StepReport(self._steps, plan, notes)
         if report:
             self.history.append(report)
@@ -301,9 +339,10 @@ class SelfCompressor:
             "steps": self._steps,
             "gamma": self.gamma,
             "suspects": self._suspects.to_dict() if self._suspects else None,
-            "tables": {name: _model_to_dict(table.model) for name, table in self._tables.items()},
+            "tables": {name: _table_to_dict(table) for name, table in self._tables.items()},
             "side_bits": self._side_bits,
             "fixed_bits": self._fixed_bits,
+            "budget": self._steering.budget.to_dict() if self._steering else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,7 +358,8 @@ class SelfCompressor:
         try:
             kept = Kept.from_dict(state["kept"])
             suspects = Plan.from_dict(state["suspects"]) if state["suspects"] else None
-            models = {name: _model_from_dict(values) for name, values in state["tables"].items()}
+            tables = {name: _table_from_dict(values) for name, values in state["tables"].items()}
+            budget = Budget(**state["budget"]) if state["budget"] else None
         except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"state: damaged: {type(error).__name__}: {error}") from error
         self._check_shapes(state["model"], kept)
@@ -328,9 +368,19 @@ class SelfCompressor:
         self._kept = kept
         self.model.load_state_dict(state["model"])
         self._steps, self.gamma, self._suspects = state["steps"], state["gamma"], suspects
+        if budget:
+            self._steering = self._steered(budget)
         self._priced = self._backpropagated = False
         self._find_inputs()
-        self._set_tables(models)
+        # without neighbours, a model does not ask for the levels that it was fitted to
+        levels = {c.name: tables.get(c.name, (None, None))[1] for c in self.compressed}
+        self._set_tables(
+            {name: model for name, (model, _) in tables.items()},
+            {
+                c.name: c.levels() if (found := levels[c.name]) is None else found.to(c.original)
+                for c in self.compressed
+            },
+        )
         # as they were measured, on weights of an earlier step
         self._side_bits, self._fixed_bits = state["side_bits"], state["fixed_bits"]
 
@@ -339,7 +389,14 @@ class SelfCompressor:
             c.name: [*c.quantizer.original_shape, c.quantizer.grid, c.quantizer.resolution or 0]
             for c in self.compressed
         }
-        return {"rate": self.rate, "coupled": self.coupled, "quantizers": quantizers}
+        steps = self._steering.budget.total_steps if self._steering else None
+        return {
+            "rate": self.rate,
+            "coupled": self.coupled,
+            "target_bytes": self.target_bytes,
+            "total_steps": steps,
+            "quantizers": quantizers,
+        }
 
     def _check_state(self, state: dict[str, Any]) -> None:
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
@@ -351,10 +408,10 @@ class SelfCompressor:
         if missing:
             raise CheckpointError(f"state: lacks {', '.join(f'`{key}`' for key in sorted(missing))}")
         ours, theirs = self._config(), state["config"]
-        for key in ("rate", "coupled"):
-            if ours[key] != theirs[key]:
+        for key in ("rate", "coupled", "target_bytes", "total_steps"):
+            if ours[key] != theirs.get(key):
                 raise CheckpointError(
-                    f"{key}: `{theirs[key]}` in the checkpoint, `{ours[key]}` here\n"
+                    f"{key}: `{theirs.get(key)}` in the checkpoint, `{ours[key]}` here\n"
                     "hint: make the SelfCompressor with the options it was saved with"
                 )
         for name in ours["quantizers"].keys() | theirs["quantizers"].keys():
@@ -422,6 +479,8 @@ class SelfCompressor:
 
     def _note_backward(self, grad: Tensor) -> None:
         self._backpropagated = True
+        if self._steering and not self._steering.budget.started:
+            self._steering.note_scale(float(grad))
 
     def _bits(self) -> Tensor:
         """The size that the loss charges for, in bits."""
@@ -433,10 +492,46 @@ class SelfCompressor:
             total = total + code_length(c.rows(), q.bits, q.used_exponent(), q.grid, self._tables[c.name])
         return total
 
+    def _plan(self, size: int, total_steps: int, attach: Callable[[nn.Module], object]) -> Budget:
+        """The way to a size, if there is one. The network is as it was found."""
+        if total_steps < 1:
+            raise UsageError(f"total_steps: expected 1 step or more, found {total_steps}")
+        least = smallest_bytes(self.model, self.axes, attach)
+        if size < least:
+            raise UsageError(
+                f"target: {size:,} bytes cannot be met: with every weight zero, and all channels cut that can be, "
+                f"the file of this network has {least:,} bytes\n"
+                "hint: ask for more, or start from a network with fewer layers, or less that stays in float"
+            )
+        return Budget(size, total_steps)
+
+    def _steered(self, budget: Budget) -> Steering:
+        priced = [c.quantizer.bits if self.rate == "bit-depth" else c.original for c in self._weights]
+        return Steering(budget, self.compressed, priced, self.refresh_every)
+
+    def _steer(self, steering: Steering) -> tuple[str, ...]:
+        """Set γ for the steps to come, and trim at the end."""
+        self._check_finite()
+        self.gamma = steering.update(self._steps, self._size_now(), lambda: self._bits() / self.weights_total)
+        trimmed = steering.trim(self._steps, self._size_now, lambda: len(pack(self.model)))
+        if trimmed and self.rate == "code-length":
+            self._refresh()
+        return (f"{trimmed} weights moved one level towards zero to meet the target",) if trimmed else ()
+
+    def _size_now(self) -> float:
+        """Bytes of the file: for code length by the price, which is quicker."""
+        if self.rate == "bit-depth":
+            return float(len(pack(self.model)))
+        self._refresh()
+        with torch.no_grad():
+            return float(self._bits()) / 8
+
     def _refresh(self) -> None:
         """Fit the probability models to the levels as they are now."""
         self._check_finite()
-        self._set_tables({c.name: fit(count(c.levels(), c.taps)) for c in self.compressed})
+        levels = {c.name: c.levels() for c in self.compressed}
+        models = {c.name: fit_levels(levels[c.name], c.taps, c.pitch) for c in self.compressed}
+        self._set_tables(models, levels)
 
     def _check_finite(self) -> None:
         for c in self.compressed:
@@ -451,19 +546,21 @@ class SelfCompressor:
                         "hint: lower the learning rate, or go back to the last checkpoint"
                     )
 
-    def _set_tables(self, models: dict[str, LevelModel]) -> None:
+    def _set_tables(self, models: dict[str, LevelModel], levels: dict[str, Tensor]) -> None:
+        """Make price tables of models that were fitted to these levels."""
         self._tables, self._side_bits = {}, 0.0
         for c in self.compressed:
             if c.name not in models:
                 continue
-            model, rows = models[c.name], c.rows()
-            self._tables[c.name] = PriceTable(model, (rows.shape[0], rows.shape[1]), c.taps, rows.detach())
+            model = models[c.name]
+            self._tables[c.name] = PriceTable(model, levels[c.name], c.taps)
             self._side_bits += side_bits(model) + _exponent_bits(c, model)
 
     def _measure_fixed(self) -> None:
         """What the file holds beside levels and their side information; it changes only with the shapes."""
         contents = contents_of(self.model)
-        coded = sum(size_bits(r) for r in contents.records if isinstance(r, LevelTensor))
+        levels = [r for r in contents.records if isinstance(r, LevelTensor)]
+        coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels)
         self._fixed_bits = 8 * len(write(contents)) - coded
 
     def _look(
@@ -620,13 +717,20 @@ def _exponent_bits(tensor: Compressed, model: LevelModel) -> float:
     return integers_bits(values, int(values.min()), int(values.max()))
 
 
-def _model_to_dict(model: LevelModel) -> dict[str, Any]:
+def _table_to_dict(table: PriceTable) -> dict[str, Any]:
+    model = table.model
     lists = {"rows": model.rows, "columns": model.columns, "taps": model.taps}
     masks = {"alive_rows": model.alive_rows, "alive_columns": model.alive_columns}
     tensors = {k: None if v is None else torch.from_numpy(v.copy()) for k, v in (lists | masks).items()}
-    return {"offset": model.offset, "decay": model.decay, "top": model.top, **tensors}
+    context = None if model.context is None else asdict(model.context)
+    numbers = {"offset": model.offset, "decay": model.decay, "top": model.top}
+    return {**numbers, **tensors, "context": context, "levels": table.levels}
 
 
-def _model_from_dict(values: dict[str, Any]) -> LevelModel:
-    plain: dict[str, Any] = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
-    return LevelModel(**plain)
+def _table_from_dict(values: dict[str, Any]) -> tuple[LevelModel, Tensor | None]:
+    """The model, and the levels that it was fitted to where it looks at neighbours."""
+    plain: dict[str, Any] = {
+        k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items() if k not in ("context", "levels")
+    }
+    context = None if values["context"] is None else Context(**values["context"])
+    return LevelModel(**plain, context=context), values["levels"]

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .coder import MAX_TOP, OFFSET_RANGE, Decoder, Encoder, Ints, LevelModel, integers_bits, mask_bits, prices
+from .coder import MAX_TOP, OFFSET_RANGE, Decoder, Encoder, Ints, LevelModel, integers_bits, levels_bits, mask_bits
+from .contexts import MAX_PITCH, MAX_TILT, STRONGEST, Context
 from .errors import FormatError, OutputError
 
 MAGIC = b"SCN"
@@ -241,7 +242,7 @@ def _write_levels(tensor: LevelTensor, header: _Writer, stream: Encoder) -> None
             flag for flag, found in zip((_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS), lists, strict=True) if found is not None
         )
     )
-    header.uint(_AXES.index(tensor.axis) * 64 | flags)
+    header.uint((_AXES.index(tensor.axis) + len(_AXES) * (model.context is not None)) * 64 | flags)
     header.uint(len(tensor.shape))
     header.shape(tensor.original_shape)
     if flags & _SHRUNK:
@@ -254,6 +255,10 @@ def _write_levels(tensor: LevelTensor, header: _Writer, stream: Encoder) -> None
     header.sint(model.offset)
     header.uint(model.decay)
     header.uint(tensor.resolution)
+    if model.context is not None:
+        header.uint(model.context.pitch)
+        for value in (*model.context.bases, *model.context.slopes, model.context.tilt):
+            header.sint(value)
     stream.mask(model.alive_rows)
     stream.mask(model.alive_columns)
     for values in (*lists, tensor.exponents):
@@ -287,13 +292,14 @@ class _LevelsHeader:
     offset: int
     decay: int
     top: int
+    context: Context | None
     ranges: tuple[tuple[int, int] | None, ...]
     """Ranges of the offsets of rows, columns and taps, and of the exponents."""
 
 
 def _read_levels_header(name: str, header: _Reader, budget: _Budget) -> _LevelsHeader:
-    flags = header.uint(f"`{name}` flags", 191)
-    axis = _AXES[flags // 64]
+    flags = header.uint(f"`{name}` flags", 2 * 64 * len(_AXES) - 1)
+    axis = _AXES[flags // 64 % len(_AXES)]
     axes = header.uint(f"`{name}` axes", MAX_AXES)
     original = header.shape(axes, f"`{name}` shape")
     shape = header.shape(axes, f"`{name}` shape") if flags & _SHRUNK else original
@@ -309,19 +315,31 @@ def _read_levels_header(name: str, header: _Reader, budget: _Budget) -> _LevelsH
     budget.spend(original, name)
     top = header.uint(f"`{name}` top level", MAX_TOP)
     if not top:
-        return _LevelsHeader(name, original, shape, axis, groups, transposed, 1, 0, 0, 0, ())
+        return _LevelsHeader(name, original, shape, axis, groups, transposed, 1, 0, 0, 0, None, ())
     offset = header.sint(f"`{name}` offset", 128)
     decay = header.uint(f"`{name}` decay", 31)
     resolution = header.uint(f"`{name}` resolution", 1 << 16)
     if not resolution:
         raise FormatError(f"`{name}`: an exponent resolution of 0")
+    context = _read_context(name, header) if flags // 64 >= len(_AXES) else None
     ranges: list[tuple[int, int] | None] = []
     for flag in (_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS):
         found = flags & flag
         ranges.append(_read_range(header, name, -OFFSET_RANGE, OFFSET_RANGE, 2 * OFFSET_RANGE) if found else None)
     reach = MAX_OCTAVES * resolution
     ranges.append(_read_range(header, name, -reach, reach, MAX_EXPONENTS))
-    return _LevelsHeader(name, original, shape, axis, groups, transposed, resolution, offset, decay, top, tuple(ranges))
+    return _LevelsHeader(
+        name, original, shape, axis, groups, transposed, resolution, offset, decay, top, context, tuple(ranges)
+    )
+
+
+def _read_context(name: str, header: _Reader) -> Context:
+    pitch = header.uint(f"`{name}` pitch", MAX_PITCH)
+    numbers = [header.sint(f"`{name}` context", STRONGEST) for _ in range(4)]
+    tilt = header.sint(f"`{name}` tilt", MAX_TILT)
+    if pitch < 2:
+        raise FormatError(f"`{name}`: a pitch of {pitch}, expected 2 or more")
+    return Context(pitch, (numbers[0], numbers[1]), (numbers[2], numbers[3]), tilt)
 
 
 def _read_levels(head: _LevelsHeader, stream: Decoder) -> LevelTensor:
@@ -341,7 +359,7 @@ def _read_levels(head: _LevelsHeader, stream: Decoder) -> LevelTensor:
         for n, limits in zip(counts, head.ranges, strict=True)
     ]
     taps = lists[2] if lists[2] is not None else np.zeros(matrix[2], np.int64)
-    model = LevelModel(head.offset, head.decay, head.top, rows, columns, lists[0], lists[1], taps)
+    model = LevelModel(head.offset, head.decay, head.top, rows, columns, lists[0], lists[1], taps, head.context)
     exponents = lists[3]
     assert exponents is not None
     return LevelTensor(
@@ -507,8 +525,7 @@ def size_bits(tensor: LevelTensor) -> float:
     for values in (model.rows, model.columns, model.taps, tensor.exponents):
         if values is not None:
             bits += integers_bits(values, *_range_of(values))
-    sizes = np.abs(tensor.levels[model.alive_rows][:, model.alive_columns].astype(np.int64))
-    return bits + float(prices(model.decay, model.top)[model.indices().astype(np.int64), sizes].sum())
+    return bits + levels_bits(tensor.levels, model)
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:

@@ -48,6 +48,14 @@ class Compressed:
         """Kernel positions of the weight: the product of its axes from the third on."""
         return 1 if self.quantizer.axis is None else int(self.original[0, 0].numel())
 
+    @property
+    def pitch(self) -> int | None:
+        """Positions in a line of a row: the width of a kernel; None where that says nothing (see `fitting.py`)."""
+        if self.taps == 1:
+            return None
+        width = self.original.shape[-1]
+        return width if width > 1 else self.taps
+
     def rows(self) -> Tensor:
         """(C, n) the real weights, one output channel per row."""
         return self.quantizer.rows(self.original)

@@ -38,8 +38,8 @@ from .container import (
 )
 from .converting import Compressed, compressed_tensors
 from .errors import FormatError, NonFiniteError, UsageError
+from .fitting import fit_levels
 from .quantizer import ChannelQuantizer, from_rows
-from .rate import count, fit
 from .shrinking import ORIGINAL_SIZES, sync_sizes
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -135,7 +135,7 @@ def _level_tensor(tensor: Compressed) -> LevelTensor:
     formats = (quantizer.bits, quantizer.exponent)
     if not all(bool(torch.isfinite(values).all()) for values in (levels.sum(), *formats)):
         raise NonFiniteError(f"`{tensor.name}`: expected finite weights and formats, found NaN or infinity")
-    model = fit(count(levels, tensor.taps))
+    model = fit_levels(levels, tensor.taps, tensor.pitch)
     resolution = quantizer.resolution or FREE_RESOLUTION
     exponents = (quantizer.used_exponent().detach().double() * resolution).round().cpu().numpy().astype(np.int64)
     groups = tensor.module.groups if isinstance(tensor.module, _Convolution) else 1

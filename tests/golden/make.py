@@ -6,6 +6,7 @@ import numpy as np
 
 from selfcompress.coder import LevelModel
 from selfcompress.container import Contents, LevelTensor, NormTensor, Number, RawTensor, matrix_shape, write
+from selfcompress.contexts import Context
 
 FOLDER = Path(__file__).parent
 
@@ -25,6 +26,7 @@ def _levels(
     rows: list[int] | None = None,
     columns: list[int] | None = None,
     taps: list[int] | None = None,
+    context: Context | None = None,
 ) -> LevelTensor:
     transposed = groups > 1 and axis == 1
     cube = levels.reshape(matrix_shape(shape, axis, groups if transposed else 1)).astype(np.int16)
@@ -46,6 +48,7 @@ def _levels(
             rows=None if rows is None else np.array(rows, np.int64),
             columns=None if columns is None else np.array(columns, np.int64),
             taps=np.array(taps or [0] * cube.shape[2], np.int64),
+            context=context,
         ),
         levels=cube,
     )
@@ -117,7 +120,39 @@ def heads() -> Contents:
     return Contents((weight, Number("attn.num_heads", 2), Number("attn.width", 2**31)))
 
 
-GOLDEN = {"tiny": tiny, "full": full, "heads": heads}
+def lines() -> Contents:
+    """Weights whose neighbours say what to expect: in lines of 6, in kernels of 3, and with no neighbour in reach."""
+    k = np.arange(4 * 30)
+    image = np.where((k // 6 + k // 3) % 4 == 0, (k // 7) % 3 - 1, 0) + 2 * (k % 37 == 5)
+    kernel = np.where(np.arange(3 * 2 * 9) % 5 < 3, np.arange(54) // 9 % 3 - 1, 0)
+    small = np.array([[0, 0, 0, 0], [1, -1, 0, 2], [0, 0, 0, 0]])
+    return Contents(
+        (
+            _levels(
+                "image.weight",
+                image.reshape(4, 30),
+                (4, 30),
+                exponents=[-9, -8, -9, -7],
+                offset=33,
+                rows=[0, 1, -1, 0],
+                context=Context(6, (-4, 3), (5, -6), 24),
+            ),
+            _levels(
+                "kernel.weight",
+                kernel.reshape(3, 2, 3, 3),
+                (3, 2, 3, 3),
+                original_shape=(4, 2, 3, 3),
+                exponents=[1, 2, 1],
+                columns=[1, -1],
+                taps=[0, 1, 0, 2, 1, 0, 0, -1, 0],
+                context=Context(3, (64, -64), (0, 2), -28),
+            ),
+            _levels("up.weight", small, (4, 3), axis=1, exponents=[3], context=Context(2**20, (0, 1), (1, 0), 0)),
+        )
+    )
+
+
+GOLDEN = {"tiny": tiny, "full": full, "heads": heads, "lines": lines}
 
 
 def stored(name: str) -> bytes:

@@ -114,7 +114,7 @@ def power(n):
     return (top * 2**h, bottom) if h >= 0 else (top, bottom * 2**-h)
 
 
-def table(a, decay, top):
+def table(a, decay, top, tilt=0):
     m, u = power(decay - 8)
     v = [2**40]
     while len(v) < top:
@@ -123,8 +123,12 @@ def table(a, decay, top):
     tail = [x * 2**24 // total for x in v]
     o, u = power(a - 40)
     living = o * (2**24 - (2 * top + 1)) // (o + u)
-    f = [1 + living * x // 2**25 for x in tail]
-    return [*f[::-1], 2**24 - 2 * sum(f), *f]
+    o, u = power(abs(tilt))
+    share = o * 2**15 // (o + u)
+    up, down = (share, 2**15 - share) if tilt >= 0 else (2**15 - share, share)
+    f = [1 + living * x * up // 2**39 for x in tail]
+    g = [1 + living * x * down // 2**39 for x in tail]
+    return [*g[::-1], 2**24 - sum(f) - sum(g), *f]
 
 
 def strides(shape):
@@ -156,12 +160,15 @@ def places(shape, axis, groups, transposed):
 def levels_header(c):
     flags = c.uint()
     axes = c.uint()
-    h = {"flags": flags, "axis": (None, 0, 1)[flags // 64], "original": c.uints(axes)}
+    h = {"flags": flags, "axis": (None, 0, 1)[flags // 64 % 3], "original": c.uints(axes)}
     h["shape"] = c.uints(axes) if flags & 2 else h["original"]
     h["groups"] = c.uint() if flags & 4 else 1
     h["top"] = c.uint()
     if h["top"]:
         h["offset"], h["decay"], h["resolution"] = c.sint(), c.uint(), c.uint()
+        if flags >= 192:
+            h["pitch"] = c.uint()
+            h["base"], h["slope"], h["tilt"] = [0, c.sint(), c.sint()], [0, c.sint(), c.sint()], c.sint()
         for bit in (8, 16, 32, 0):
             if bit == 0 or flags & bit:
                 low = c.sint()
@@ -189,11 +196,36 @@ def levels(h, stream):
     result = [None] * size
     for place, i in zip(order, (i for i in range(rows) for _ in range(columns * taps)), strict=True):
         result[place] = (0, exponents[i], h["resolution"])
-    tables = {a: table(a, h["decay"], h["top"]) for a in {x[0] for x in coded}}
-    for a, i, j, t in sorted(coded):
-        place = order[(i * columns + j) * taps + t]
-        result[place] = (stream.symbol(tables[a]) - h["top"], exponents[i], h["resolution"])
+    found = {}
+    for number in range(3):
+        # without a context all weights are of the first pass
+        chosen = [x for x in coded if "pitch" not in h or which_pass(x[2] * taps + x[3], h["pitch"]) == number]
+        todo = []
+        for a, i, j, t in chosen if "pitch" in h or number == 0 else []:
+            around = [found.get((i, j * taps + t + d), 0) for d in neighbours(number, h.get("pitch"))]
+            tilt = 0
+            if number:
+                signs = [(k > 0) - (k < 0) for k in around]
+                raw = h["offset"] + 2 * (offsets[0][i] + offsets[1][j] + offsets[2][t])
+                raw += h["base"][number] + h["slope"][number] * sum(k != 0 for k in around)
+                a = min(max(raw, 0), 63)
+                tilt = (sum(signs) > 0) - (sum(signs) < 0)
+            todo.append((a, tilt, i, j, t))
+        for a, tilt, i, j, t in sorted(todo):
+            level = stream.symbol(table(a, h["decay"], h["top"], tilt * h.get("tilt", 0))) - h["top"]
+            found[i, j * taps + t] = level
+            result[order[(i * columns + j) * taps + t]] = (level, exponents[i], h["resolution"])
     return result
+
+
+def which_pass(place, pitch):
+    """Section 4.6."""
+    line, rest = place // pitch % 2, place % pitch % 2
+    return line if line == rest else 2
+
+
+def neighbours(number, pitch):
+    return {0: [], 1: [-pitch - 1, 1 - pitch, pitch - 1, pitch + 1], 2: [-pitch, -1, 1, pitch]}[number] if pitch else []
 
 
 def read(data):

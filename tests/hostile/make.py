@@ -55,13 +55,19 @@ def levels(
     offset: int = 42,
     decay: int = 6,
     resolution: int = 4,
+    context: tuple[int, ...] = (),
     ranges: tuple[tuple[int, int], ...] = ((-9, 1),),
     called: str = "w",
 ) -> bytes:
     body = name(called) + uint(0) + uints(flags, len(original) if axes is None else axes, *original)
     body += uints(*(shape or ())) + (uint(groups) if groups is not None else b"") + uint(top)
     if top:
-        body += sint(offset) + uints(decay, resolution) + b"".join(sint(a) + uint(b) for a, b in ranges)
+        body += sint(offset) + uints(decay, resolution)
+        body += (
+            uints(*context[:1])
+            + b"".join(sint(v) for v in context[1:])
+            + b"".join(sint(a) + uint(b) for a, b in ranges)
+        )
     return body
 
 
@@ -114,7 +120,21 @@ FILES: dict[str, tuple[bytes, str]] = {
     "norm-of-a-gigabyte": (file(name("n") + uints(2, 2**30)), r"`n`: 4294967296 bytes expected, 0 left"),
     "truth-value-2": (file(plain(11, 2), raw=b"\x01\x02"), r"`x`: a truth value of 2"),
     # levels: header
-    "unknown-flags": (file(levels(flags=192)), r"`w` flags: expected at most 191, found 192"),
+    "unknown-flags": (file(levels(flags=384)), r"`w` flags: expected at most 383, found 384"),
+    "pitch-1": (file(levels(flags=256, context=(1, 0, 0, 0, 0, 0))), r"`w`: a pitch of 1, expected 2 or more"),
+    "pitch-without-end": (
+        file(levels(flags=256, context=(2**20 + 1, *[0] * 5))),
+        r"`w` pitch: expected at most 1048576",
+    ),
+    "context-65": (
+        file(levels(flags=256, context=(2, 0, 65, 0, 0, 0))),
+        r"`w` context: expected at most 128, found 130",
+    ),
+    "tilt-29": (file(levels(flags=256, context=(2, 0, 0, 0, 0, 29))), r"`w` tilt: expected at most 56, found 58"),
+    "context-half-there": (
+        signed(file(levels(flags=256, context=(2, 0), ranges=()))[:-4]),
+        r"`w` context: 1 bytes expected, 0 left",
+    ),
     "levels-too-many-axes": (file(levels(axes=9)), r"`w` axes: expected at most 8, found 9"),
     "levels-without-their-axis": (file(levels(original=())), r"`w`: channel axis 0 of a tensor with 0 axes"),
     "levels-without-axis-1": (file(levels(flags=128, original=(3,))), r"`w`: channel axis 1 of a tensor with 1 axes"),

@@ -32,6 +32,8 @@ class Recipe:
     """Channels of the network's first stage; None for the network's own default. Some networks have no such option."""
     gamma: float = 0.3
     """Weight of the size in the loss: nats per (bit per weight of the starting network), >= 0. More: smaller file."""
+    target: str | None = None
+    """The size to end at, in place of `gamma`: `200 kB`, `2 %` of the float network, or `0.5 bits/weight`."""
     rate: Rate = "code-length"
     """How the loss counts bits: `code-length`, or `bit-depth` as published."""
     grid: Grid | None = None

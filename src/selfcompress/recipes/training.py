@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..budget import parse_target
 from ..compressor import SelfCompressor
 from ..container import write_file
 from ..errors import CheckpointError, NonFiniteError, OutputError, UsageError
@@ -254,9 +255,9 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         compressor = SelfCompressor(
             model,
             example_inputs=dataset.example_inputs(2, device),
-            gamma=recipe.gamma,
             rate=recipe.rate,
             grid=recipe.grid,
+            **_dial(recipe, dataset, float_bytes),
         )
         if checkpoint is not None:
             compressor.load_state_dict(checkpoint["compressor"])
@@ -275,6 +276,15 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         if device.type == "cuda" and "cuda" in checkpoint["random"]:
             torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
     return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes)
+
+
+def _dial(recipe: Recipe, dataset: Dataset, float_bytes: int) -> dict[str, Any]:
+    """γ, or a target that leaves room for the file's metadata."""
+    if recipe.target is None:
+        return {"gamma": recipe.gamma}
+    steps = len(dataset.train_batches(recipe.batch_size, seed=recipe.seed, epoch=1))
+    room = parse_target(recipe.target, float_bytes=float_bytes) - len(recipe.label.encode())
+    return {"target": max(1, room), "total_steps": recipe.epochs * steps}
 
 
 def find_device(name: str) -> torch.device:
@@ -347,6 +357,8 @@ def _set_schedules(job: _Job, progress: float) -> float:
         group["lr"] = lr * factor
     if job.compressor is None:
         return 0.0
+    if job.recipe.target is not None:
+        return job.compressor.gamma
     job.compressor.gamma = job.recipe.gamma_at(progress)
     return job.compressor.gamma
 

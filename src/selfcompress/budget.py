@@ -1,0 +1,136 @@
+"""γ that steers itself: along a planned path of sizes to a target, which the file then meets.
+
+What is here: `parse_target` turns what a user says ("200 kB", "2 %", "0.5 bits/weight") into bytes; `Budget` says what
+γ should be, told the size every so often. It knows nothing of networks: `steering.py` asks it, and `trimming.py` takes
+away the little that is over the target at the end.
+
+The path falls from the first size to just below the target, by the same factor in each step, over the first half of
+the run, and stays there for the rest, in which the learning rate usually falls. γ follows a PI controller on the
+logarithms:
+
+    e = ln(size / path),   d ln γ = K_p·de + K_i·e·dt       (t: share of the run)
+
+The size answers γ with a delay of a few percent of a run and a slope of about -1/2 in logarithms (measured on the
+recipes), for which these gains leave a phase margin of more than 60°. γ starts at a small share of the ratio of the two
+gradients, of the loss and of the size, so that the scale of the loss does not matter.
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import UsageError
+
+UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+"""Bytes in each unit, by its name in lower case."""
+APPROACH = (0.5, 1.2)
+"""Share of the run after which the path has come down to so many times the target …"""
+LANDING = (0.95, 1.0)
+"""… and after which it is there. It never rises: weights that have gone come back slowly."""
+START = 0.01
+"""First γ, as a share of the ratio of gradients."""
+PROPORTIONAL, INTEGRAL = 3.0, 60.0
+BELOW = 3.0
+"""K_i is so many times as large below the path, as it takes longer to grow than to shrink."""
+STEEPEST = 0.5
+"""By so much ln γ rises at most from one update to the next; it falls as fast as it likes."""
+LOWEST = 1e-3
+"""γ never falls below this share of the first one."""
+
+_TARGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", re.DOTALL)
+
+
+def parse_target(target: int | str, *, float_bytes: int) -> int:
+    """The size that a user asks for, in bytes.
+
+    Args:
+        target: bytes (`200_000`, `"200 kB"`; 1 kB = 1000 bytes, 1 KiB = 1024), a share of the float network (`"2 %"`),
+            or bits for each of its numbers (`"0.5 bits/weight"`).
+        float_bytes: what the float network takes as raw 32-bit numbers.
+
+    Raises:
+        UsageError: not one of these, or less than one byte.
+    """
+    if isinstance(target, int) and not isinstance(target, bool):
+        number, unit = float(target), "b"
+    else:
+        match = _TARGET.fullmatch(target) if isinstance(target, str) else None
+        number, unit = (float(match[1]), match[2].lower().replace(" ", "")) if match else (0.0, "?")
+    if unit in UNITS:
+        size = number * UNITS[unit]
+    elif unit == "%":
+        size = number / 100 * float_bytes
+    elif unit in ("bits/weight", "bit/weight", "bpw"):
+        size = number * float_bytes / 32
+    else:
+        raise UsageError(
+            f"target: expected bytes, a share of the float network or bits per weight, found `{target}`\n"
+            'hint: `200_000`, `"200 kB"`, `"2 %"` or `"0.5 bits/weight"`'
+        )
+    if not 1 <= size < math.inf:
+        raise UsageError(f"target: expected 1 byte or more, found `{target}`, which is {size:g} bytes")
+    return int(size)
+
+
+@dataclass
+class Budget:
+    """What γ should be, so that a network ends at a size.
+
+    Args:
+        target_bytes: size to end at, >= 1.
+        total_steps: training steps of the run, >= 1.
+    """
+
+    target_bytes: int
+    total_steps: int
+    first_bytes: float = 0.0
+    """Size at the first update; 0 before it."""
+    first_gamma: float = 0.0
+    gamma: float = 0.0
+    error: float = 0.0
+    """ln(size / path) at the last update."""
+    last_step: int = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether γ has a first value: 0 until `start`."""
+        return self.first_bytes > 0
+
+    def start(self, step: int, size_bytes: float, gradient_ratio: float) -> float:
+        """Set out from a size.
+
+        Args:
+            step: training steps done.
+            size_bytes: size now.
+            gradient_ratio: of the mean absolute gradients of the loss and of Q with respect to the weights, >= 0.
+
+        Returns:
+            The first γ.
+        """
+        self.first_bytes, self.last_step = max(size_bytes, 1.0), step
+        self.first_gamma = self.gamma = START * gradient_ratio
+        self.error = math.log(size_bytes / self.path(step))
+        return self.gamma
+
+    def path(self, step: int) -> float:
+        """The size planned for a step, in bytes."""
+        points = ((0.0, self.first_bytes / self.target_bytes), APPROACH, LANDING)
+        logs = np.log([min(times, points[0][1]) for _, times in points])
+        return self.target_bytes * math.exp(np.interp(step / self.total_steps, [at for at, _ in points], logs))
+
+    def update(self, step: int, size_bytes: float) -> float:
+        """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""
+        error = math.log(max(size_bytes, 1.0) / self.path(step))
+        passed = (step - self.last_step) / self.total_steps
+        integral = INTEGRAL if error > 0 else BELOW * INTEGRAL
+        change = PROPORTIONAL * (error - self.error) + integral * error * passed
+        self.gamma = max(self.gamma * math.exp(min(change, STEEPEST)), LOWEST * self.first_gamma)
+        self.error, self.last_step = error, step
+        return self.gamma
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers of the state. Inverse: `Budget(**values)`."""
+        return asdict(self)

@@ -1,0 +1,121 @@
+"""Targets against arithmetic by hand; the controller against plants whose laws are written here, not taken from it."""
+
+import math
+import random
+
+import pytest
+
+from selfcompress.budget import Budget, parse_target
+from selfcompress.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("target", "size"),
+    [
+        (1, 1),
+        (200_000, 200_000),
+        ("900", 900),
+        ("900 B", 900),
+        ("200 kB", 200_000),
+        ("200kb", 200_000),
+        (" 1.5 MB ", 1_500_000),
+        ("1 KiB", 1024),
+        ("2 MiB", 2 * 1024**2),
+        ("0.001 GB", 1_000_000),
+        ("2 %", 8_000),
+        ("0.5%", 2_000),
+        ("100 %", 400_000),
+        ("0.5 bits/weight", 6_250),
+        ("1 bit/weight", 12_500),
+        (".5 bpw", 6_250),
+    ],
+)
+def test_a_target_in_any_unit_is_the_bytes_that_it_says(target: int | str, size: int) -> None:
+    assert parse_target(target, float_bytes=400_000) == size  # 100,000 numbers of 32 bits
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["", "small", "-1 kB", "2 % of it", "1e3", "kB", "1 TB", "0", 0, -5, True, 0.02, None, "0.0001 %", "1,5 kB"],
+)
+def test_what_is_no_size_is_refused(target: object) -> None:
+    with pytest.raises(UsageError, match="target: expected"):
+        parse_target(target, float_bytes=100_000)  # type: ignore[arg-type]
+
+
+class Plant:
+    """A network as the controller sees it: ln(size) runs after start - slope·ln(γ / knee), slowly, slower upwards."""
+
+    def __init__(self, first: float, slope: float, delay: float, knee: float, growth: float, noise: float) -> None:
+        self.first, self.slope, self.delay, self.knee, self.growth = first, slope, delay, knee, growth
+        self.now = first
+        self.noise, self.random = noise, random.Random(1)
+
+    def after(self, gamma: float, passed: float) -> float:
+        """The size once a share `passed` of the run went by at this γ."""
+        rest = self.first - self.slope * math.log1p(gamma / self.knee)
+        delay = self.delay if rest < self.now else self.delay / self.growth
+        self.now += (rest - self.now) * (1 - math.exp(-passed / delay))
+        return math.exp(self.now + self.random.gauss(0, self.noise))
+
+
+def steer(plant: Plant, budget: Budget, ratio: float, updates: int = 200) -> list[tuple[float, float]]:
+    """Run the controller on a plant; returns size over path, and γ, at every update."""
+    every = budget.total_steps // updates
+    gamma = budget.start(every, math.exp(plant.first), ratio)
+    course = []
+    for step in range(2 * every, budget.total_steps + 1, every):
+        size = plant.after(gamma, every / budget.total_steps)
+        gamma = budget.update(step, size)
+        course.append((size / budget.path(step), gamma))
+    return course
+
+
+@pytest.mark.parametrize("share", [0.3, 0.1, 0.02, 0.005])
+@pytest.mark.parametrize("knee", [1e-4, 1.0, 1e4])  # the scale of the loss
+@pytest.mark.parametrize(("slope", "delay", "growth"), [(0.5, 0.05, 1.0), (0.4, 0.1, 0.3), (0.8, 0.02, 0.1)])
+def test_the_size_lands_on_the_target_whatever_the_scale_of_the_loss(
+    share: float, knee: float, slope: float, delay: float, growth: float
+) -> None:
+    first = 1e6
+    plant = Plant(math.log(first), slope, delay, 0.02 * knee, growth, noise=0.003)
+    budget = Budget(int(share * first), 20_000)
+    course = steer(plant, budget, ratio=5 * knee)
+    sizes = [size for size, _ in course]
+    assert all(0.97 < size < 1.03 for size in sizes[-8:])  # what is above is trimmed
+    assert max(sizes[60:]) < 1.7  # on its way it is behind a falling path, but not by far
+
+
+def test_the_path_falls_and_never_rises_and_ends_at_the_target() -> None:
+    budget = Budget(1_000, 1_000)
+    budget.start(5, 50_000.0, 1.0)
+    path = [budget.path(step) for step in range(1_001)]
+    assert path[0] == pytest.approx(50_000)
+    assert path[-1] == pytest.approx(1_000)
+    assert path == sorted(path, reverse=True)
+
+
+def test_a_network_that_is_small_enough_is_left_alone() -> None:
+    budget = Budget(10_000, 1_000)
+    first = budget.start(5, 4_000.0, 1.0)
+    assert budget.path(0) == budget.path(1_000) == pytest.approx(4_000)
+    assert all(budget.update(step, 4_000.0) <= first for step in range(10, 1_000, 5))
+
+
+def test_gamma_rises_by_steps_that_are_bounded_and_falls_to_a_floor() -> None:
+    budget = Budget(1_000, 1_000)
+    first = budget.start(5, 1e6, 1.0)
+    assert budget.update(10, 1e9) == pytest.approx(first * math.exp(0.5))
+    for step in range(15, 1_000, 5):
+        budget.update(step, 1.0)
+    assert budget.gamma == pytest.approx(1e-3 * first)
+
+
+def test_a_budget_goes_on_from_its_numbers() -> None:
+    one = Budget(1_000, 1_000)
+    one.start(5, 50_000.0, 2.0)
+    one.update(10, 49_000.0)
+    other = Budget(**one.to_dict())
+    assert [one.update(s, 48_000.0 - s) for s in range(15, 100, 5)] == [
+        other.update(s, 48_000.0 - s) for s in range(15, 100, 5)
+    ]
