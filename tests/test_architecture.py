@@ -8,7 +8,7 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("quantizer", "coder", "attention", "recurrent"),
+    ("quantizer", "coder", "attention", "recurrent", "meta"),
     ("rate", "container", "tracing", "copies", "optimizers"),
     ("operators",),
     ("axes",),
