@@ -1,28 +1,58 @@
-"""Operators on the meta device: what torch computes there step by step only to learn a shape."""
+"""Operators on the meta device: the shapes of what torch computes there step by step, in Python.
 
+An analysis runs a network many times on the meta device. Most of that time went into a few operators whose arithmetic
+torch takes apart there; the shapes of their results are plain. Whatever is not in the one form that is known here, with
+sizes that fit, is left to torch, which says what is wrong with it.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
-
-_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
 
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of an ATen operator.
-
-    A batch norm with running statistics is a third of the time of an analysis on the meta device, where torch runs
-    through its arithmetic in Python; its result has the shape of its input.
-    """
-    name = func._schema.name.removeprefix("aten::")
-    if name in _NORMS and not kwargs and args[0].device.type == "meta":
-        x, *vectors = args[:5]
-        if name.endswith("no_training") or args[5] is False:
-            return _normed(x, [v for v in vectors if v is not None])
+    """The result of an ATen operator, of which on the meta device only shape, type and layout matter."""
+    shape = _SHAPES.get(func._schema.name)
+    if shape is not None and isinstance(args[0], Tensor) and args[0].device.type == "meta":
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if all(t.dtype == args[0].dtype and t.device.type == "meta" for t in tensors):
+            result = shape(*args, **kwargs)
+            if result is not None:
+                return result
     return func(*args, **kwargs)
 
 
-def _normed(x: Tensor, vectors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    for vector in vectors:
-        if vector.shape != x.shape[1:2]:
-            raise RuntimeError(f"batch norm: vectors of {len(vector)} entries do not fit an input {tuple(x.shape)}")
-    return x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
+def _batch_norm(x: Tensor, *options: Any) -> tuple[Tensor, ...] | None:
+    """With running statistics: (input, weight, bias, mean, variance, whether to train, …)."""
+    vectors = [v for v in options[:4] if v is not None]
+    if options[4] is True or not vectors or any(v.shape != x.shape[1:2] for v in vectors):
+        return None
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    own = x.shape[x.ndim - len(shape) :]
+    if tuple(own) != tuple(shape) or any(v is not None and v.shape != own for v in (weight, bias)):
+        return None
+    statistics = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
+    return x.new_empty(x.shape), x.new_empty(statistics), x.new_empty(statistics)
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor | None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or bias.shape != b.shape[1:]:
+        return None
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    return torch.empty_like(x)
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "aten::native_batch_norm": _batch_norm,
+    "aten::native_layer_norm": _layer_norm,
+    "aten::addmm": _addmm,
+    "aten::gelu": _gelu,
+}
