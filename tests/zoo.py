@@ -1184,6 +1184,11 @@ PATTERNS: dict[str, Pattern] = {
         (),
         "a.weight[0]: `layer_norm` in `norm` takes statistics over the channels",
     ),
+    "a weight that broadcasts": Pattern(
+        lambda: Net(lambda m, x: m.b((x @ m.w).relu()), w=weight(1, 5, 6), b=nn.Linear(6, 2)),
+        numbers(2, 3, 5),
+        ("w → b: 6",),
+    ),
     "a scale and a shift by one operator": Pattern(
         lambda: Net(
             lambda m, x: m.b(torch.addcmul(m.shift, m.scale, m.a(x)).relu()),
