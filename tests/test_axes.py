@@ -97,6 +97,12 @@ def test_slots_say_which_positions_are_whose_and_what_the_tensor_does() -> None:
     assert (c.size, c.least, c.noise) == (4, 1, "")
 
 
+def test_output_channels_beyond_the_second_axis_are_not_named() -> None:
+    """Number formats are for rows or columns: such a weight is cut, but stays in float."""
+    model, inputs = PATTERNS["a weight that broadcasts"].example()
+    assert found(model, *inputs).outputs == {"b.weight": 0}
+
+
 INDICES: dict[str, tuple[str, str, int, tuple[tuple[int, ...], ...]]] = {
     "concatenation of a tensor with itself": ("a → c: 5", "c.weight", 1, tuple((i, i + 5) for i in range(5))),
     "concatenation": ("b → norm → c: 4", "c.weight", 1, tuple((i + 5,) for i in range(4))),

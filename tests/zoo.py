@@ -157,6 +157,36 @@ def inception(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.cat(branches, 1).mean((2, 3)))
 
 
+def with_prefix(m: Any, x: Tensor) -> Tensor:
+    """The first position is not turned, and goes before those that are."""
+    h = m.stem(x)
+    b, n, _ = h.shape
+    q, k, v = (f(h).view(b, n, -1, 4).transpose(1, 2) for f in (m.q, m.k, m.v))
+    q, k = (torch.cat([t[:, :, :1], turned(t[:, :, 1:])], 2) for t in (q, k))
+    return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def turned(x: Tensor) -> Tensor:
+    """Each half of the channels of a head against the other."""
+    first, second = x.chunk(2, -1)
+    return x * 0.5 + torch.cat([-second, first], -1) * 0.5
+
+
+def standardised(m: Any, x: Tensor, name: str) -> Tensor:
+    """A convolution whose weight has mean 0 and variance 1 along each of its rows."""
+    layer, gain = m.get_submodule(name), getattr(m, f"{name}_gain")
+    flat = layer.weight.reshape(1, len(layer.weight), -1)
+    rows = F.batch_norm(flat, None, None, weight=gain.view(-1), training=True, momentum=0.0)
+    return F.conv2d(x, rows.reshape_as(layer.weight), layer.bias, padding=1)
+
+
+def gated_tokens(m: Any, x: Tensor) -> Tensor:
+    """Half of the channels, mixed over the positions, times the other half."""
+    first, second = m.up(m.stem(x)).chunk(2, -1)
+    second = m.mix(m.norm(second).transpose(1, 2)).transpose(1, 2)
+    return m.head(m.down(first * second))
+
+
 def added_in_place(m: Any, x: Tensor) -> Tensor:
     a = m.a(x)
     a += m.b(x)
@@ -997,7 +1027,7 @@ PATTERNS: dict[str, Pattern] = {
         lambda: torch_attention(attends_to_itself(), add_bias_kv=True),
         sequence,
         ("attend.out_proj → head: 8",),
-        "attend.in_proj_weight[0]: is joined with what carries no channels in `attend`",
+        "attend.in_proj_weight[0]: the network is not the same without a channel of it: embed_dim 8 not divisible by",
     ),
     "torch's encoder layer, norm first": Pattern(
         lambda: nn.Sequential(
@@ -1129,6 +1159,85 @@ PATTERNS: dict[str, Pattern] = {
         image,
         ("a → b → c: 6",),
         "b.weight[0]: is joined with padding",
+    ),
+    "a class token and a table of positions": Pattern(
+        lambda: Net(
+            lambda m, x: m.b((torch.cat([m.token.expand(len(x), -1, -1), m.a(x)], 1) + m.table).relu()),
+            token=weight(1, 1, 6),
+            a=nn.Linear(5, 6),
+            table=weight(1, 4, 6),
+            b=nn.Linear(6, 2),
+        ),
+        numbers(2, 3, 5),
+        ("a → token → table → b: 6",),
+        "table[1]: meets numbers of its own size that carry no channels",
+    ),
+    "a class token before layer norm": Pattern(
+        lambda: Net(
+            lambda m, x: m.b(m.norm(torch.cat([m.token.expand(len(x), -1, -1), m.a(x)], 1))),
+            token=weight(1, 1, 6),
+            a=nn.Linear(5, 6),
+            norm=nn.LayerNorm(6),
+            b=nn.Linear(6, 2),
+        ),
+        numbers(2, 3, 5),
+        (),
+        "a.weight[0]: `layer_norm` in `norm` takes statistics over the channels",
+    ),
+    "a weight that broadcasts": Pattern(
+        lambda: Net(lambda m, x: m.b((x @ m.w).relu()), w=weight(1, 5, 6), b=nn.Linear(6, 2)),
+        numbers(2, 3, 5),
+        ("w → b: 6",),
+    ),
+    "a scale and a shift by one operator": Pattern(
+        lambda: Net(
+            lambda m, x: m.b(torch.addcmul(m.shift, m.scale, m.a(x)).relu()),
+            shift=weight(1, 1, 6),
+            scale=weight(1, 1, 6),
+            a=nn.Linear(5, 6),
+            b=nn.Linear(6, 2),
+        ),
+        numbers(2, 3, 5),
+        ("a → scale → shift → b: 6",),
+    ),
+    "heads of which some positions are turned": Pattern(
+        lambda: Net(
+            with_prefix,
+            stem=nn.Linear(5, 6),
+            q=nn.Linear(6, 12),
+            k=nn.Linear(6, 12),
+            v=nn.Linear(6, 12),
+            o=nn.Linear(12, 2),
+        ),
+        numbers(2, 3, 5),
+        ("stem → q → k → v: 6", "q → k → v → o: 3"),
+    ),
+    "standardised weights": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(standardised(m, standardised(m, x, "a").relu(), "b").relu()),
+            a=conv(3, 6),
+            a_gain=weight(6, 1, 1, 1),
+            b=conv(6, 5),
+            b_gain=weight(5, 1, 1, 1),
+            c=conv(5, 2),
+        ),
+        image,
+        ("b → b_gain → c: 5",),
+        "a.weight[0]: a batch norm takes statistics over the channels",
+    ),
+    "channels gated by mixed positions": Pattern(
+        lambda: Net(
+            gated_tokens,
+            stem=nn.Linear(5, 6),
+            up=nn.Linear(6, 16),
+            norm=nn.LayerNorm(8),
+            mix=nn.Linear(3, 3),
+            down=nn.Linear(8, 7),
+            head=nn.Linear(7, 2),
+        ),
+        numbers(2, 3, 5),
+        ("stem → up: 6", "down → head: 7"),
+        "up.weight[0]: `layer_norm` in `norm` takes statistics over the channels",
     ),
     "added in place": Pattern(
         lambda: Net(added_in_place, a=conv(3, 6), b=conv(3, 6), c=conv(6, 2)), image, ("a → b → c: 6",)

@@ -23,18 +23,21 @@ an added constant does not. The proposal is tried before it is used, see `trial.
 is found there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from . import operators as operators
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
 from .errors import UsageError
-from .tracing import Atoms, Norm, Role, Tracer
+from .tracing import Atoms, Ints, Norm, Role, Tracer
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Slot:
     """What the tensor does with the channels: produce them, add to them, scale them, read them …"""
     indices: tuple[tuple[int, ...], ...]
     """For each member of the class, the positions on the axis that it owns, in the original network."""
+
+    @cached_property
+    def positions(self) -> Ints:
+        """`indices` as an array (members, positions of each)."""
+        return np.array(self.indices, np.int64)
 
     def __str__(self) -> str:
         return f"{self.tensor}[{self.axis}]"
@@ -207,37 +215,52 @@ def _trace(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> 
     return tracer
 
 
+def _first(roots: Ints, marks: Sequence[tuple[Ints, str]]) -> Ints:
+    """For each root the number of the first of these marks that it bears; -1 where there is none."""
+    first = np.full(len(roots), -1)
+    for number in range(len(marks) - 1, -1, -1):
+        first[roots[marks[number][0]]] = number
+    return first
+
+
+def _marked(roots: Ints, marks: Sequence[Ints]) -> NDArray[np.bool_]:
+    """For each root whether it bears one of these marks."""
+    marked = np.zeros(len(roots), np.bool_)
+    marked[roots[np.concatenate([np.zeros(0, np.int64), *marks])]] = True
+    return marked
+
+
 def _collect(atoms: Atoms, matrices: set[str]) -> Axes:
     """Classes and frozen axes from the finished union-find, and the output axes of `matrices`."""
     roots = atoms.roots()
-    frozen_roots = {int(roots[a]): reason for a, reason in reversed(atoms.reasons.items())}
-    grouped_roots = {int(roots[a]) for a in atoms.grouped}
-    contracted_roots = {int(roots[a]) for a in atoms.contracted}
-    noisy_roots = {int(roots[a]): reason for a, reason in reversed(atoms.noise.items())}
-    members: dict[int, dict[tuple[str, int], list[int]]] = {}
+    reasons, noises = _first(roots, atoms.reasons), _first(roots, atoms.noise)
+    grouped, contracted = _marked(roots, atoms.grouped), _marked(roots, atoms.contracted)
+    stays = (reasons >= 0)[roots]
     frozen: dict[tuple[str, int], str] = {}
-    stays = np.zeros(atoms.count, np.bool_)
-    stays[list(frozen_roots)] = True
-    for tensor, axis, first, count in atoms.owners:
+    places = [np.zeros((0, 3), np.int64)]  # of each atom that can be cut: its root, the number of its owner, its index
+    for number, (tensor, axis, first, count) in enumerate(atoms.owners):
         if not tensor:
             continue
-        own = roots[first : first + count]
-        kept = stays[own]
+        own, kept = roots[first : first + count], stays[first : first + count]
         if kept.any():
-            frozen[tensor, axis] = frozen_roots[int(own[kept][0])]
-        key = (tensor, axis)
-        indices = np.flatnonzero(~kept)
-        for index, root in zip(indices.tolist(), own[indices].tolist(), strict=True):
-            members.setdefault(root, {}).setdefault(key, []).append(index)
-    grouped: dict[tuple[Any, ...], list[dict[tuple[str, int], list[int]]]] = {}
-    for root, places in members.items():  # places come in the order of the owners, so equal ones are equal in order
-        least = 2 if root in grouped_roots else 1
-        shape = (tuple(places), tuple(map(len, places.values())))
-        signature = (shape, noisy_roots.get(root, ""), least, root in contracted_roots)
-        grouped.setdefault(signature, []).append(places)
+            frozen[tensor, axis] = atoms.reasons[reasons[own[kept.argmax()]]][1]
+        index = np.flatnonzero(~kept)
+        places.append(np.stack([own[index], np.full(len(index), number), index], 1))
+    root, owner, position = np.concatenate(places).T
+    order = np.argsort(root, kind="stable")
+    root, owner, position = root[order], owner[order], position[order]
+    starts = np.flatnonzero(np.diff(root, prepend=-1))
+    alike: dict[tuple[Any, ...], list[int]] = {}  # members of the same class -> where each starts
+    for start, end in pairwise([*starts.tolist(), len(root)]):
+        r = root[start]
+        noise = atoms.noise[noises[r]][1] if noises[r] >= 0 else ""
+        signature = (owner[start:end].tobytes(), noise, bool(grouped[r]), bool(contracted[r]))
+        alike.setdefault(signature, []).append(start)
     classes = []
-    for (signature, noise, least, contracted), parts in grouped.items():
-        keys = signature[0]
+    for (owned, noise, is_grouped, is_contracted), parts in alike.items():
+        owners, lengths = np.unique(np.frombuffer(owned, np.int64), return_counts=True)
+        least = 2 if is_grouped else 1
+        keys = [atoms.owners[number][:2] for number in owners]
         if len(parts) <= least:
             for key in keys:
                 frozen.setdefault(key, "too few channels: they all have to stay")
@@ -246,15 +269,16 @@ def _collect(atoms: Atoms, matrices: set[str]) -> Axes:
             for key in keys:
                 frozen.setdefault(key, "no weight here makes these channels")
             continue
+        indices = position[np.add.outer(parts, np.arange(lengths.sum()))]
         slots = tuple(
-            Slot(t, a, frozenset(atoms.roles.get((t, a), set())), tuple([tuple(p[t, a]) for p in parts]))
-            for t, a in keys
+            Slot(t, a, frozenset(atoms.roles.get((t, a), set())), tuple(map(tuple, own.tolist())))
+            for (t, a), own in zip(keys, np.split(indices, np.cumsum(lengths)[:-1], axis=1), strict=True)
         )
         norms = tuple(n for n in atoms.norms if any(s.tensor == n.mean for s in slots))
-        classes.append(ChannelClass(slots, noise, least, norms, contracted=contracted))
+        classes.append(ChannelClass(slots, noise, least, norms, contracted=is_contracted))
     made: dict[str, list[int]] = {}
     for (tensor, axis), roles in sorted(atoms.roles.items()):
-        if "produces" in roles and tensor in matrices:
+        if "produces" in roles and tensor in matrices and axis < 2:
             made.setdefault(tensor, []).append(axis)
     return Axes(
         classes=tuple(classes),

@@ -3,6 +3,7 @@
 import copy
 import random
 import traceback
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields
@@ -35,6 +36,8 @@ def meta_copy(model: nn.Module, *, real: bool = False) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         values = tensor.detach().clone() if real else torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    for module in model.modules():  # each has a dozen of these, and copying them one by one is most of the work
+        memo.update((id(v), type(v)()) for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v)
     shadow = copy.deepcopy(model, memo)
     make_cuttable(shadow)
     return set_mode(shadow, False)

@@ -27,6 +27,7 @@ from .tracing import (
     Role,
     Tracer,
     aligned,
+    axes_of,
     carries,
     rule,
     squeezed,
@@ -96,12 +97,18 @@ def _unary(tracer: Tracer, x: Tensor, out: Any, noise: str) -> None:
 
 @rule(*BINARY)
 def _binary(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
+    if name == "addcmul":
+        base, *factors = args[:3]
+        product = torch.empty_like(out)
+        _binary(tracer, "mul", factors, {}, product)
+        _binary(tracer, "add", (base, product), {}, out)
+        return
     if name == "_prelu_kernel":  # a slope for each channel
         name = "mul"
     elif name == "copy":  # what is written over was there for a reason: as careful as with a sum
         name, args = "add", args[:2]
     operands = [a for a in args if isinstance(a, Tensor | int | float)]
-    if name in ("where", "addcmul", "lerp", "masked_fill"):
+    if name in ("where", "lerp", "masked_fill"):
         operands = [a for a in operands if isinstance(a, Tensor)]
     if name in ("add", "sub", "rsub"):
         operands = operands[:2]
@@ -298,18 +305,18 @@ def _join(tracer: Tracer, parts: list[Tensor], axis: int, out: Tensor) -> None:
         others.append([f for f in label.fields if f.shape[axis] == 1])
     if not any(label.along(axis) for label in labels):
         joined = []
-    fields = list(others[0])
-    for f in fields:
-        for mine in others[1:]:
-            match = [g for g in mine if g.shape == f.shape]
-            if not match:
-                tracer.atoms.freeze(f, f"is joined with what carries no channels{tracer.where()}")
-            for g in match:
-                tracer.atoms.glue(f, g)
-    for mine in others[1:]:
+    fields: list[Ints] = []
+    for mine in others:
         for g in mine:
-            if not any(f.shape == g.shape for f in fields):
-                tracer.atoms.freeze(g, f"is joined with what carries no channels{tracer.where()}")
+            for f in [f for f in fields if carries([f], g)]:
+                fields = [h for h in fields if h is not f]
+                shared = set(axes_of(f)) & set(axes_of(g))
+                f, g = (_whole(tracer, h, shared) for h in (f, g))
+                tracer.atoms.glue(f, g)
+            fields.append(g)
+    for f in fields:
+        if not all(carries(mine, f) for mine in others):
+            tracer.atoms.freeze(f, f"is joined with what carries no channels{tracer.where()}")
     if joined:
         shape = [1] * out.ndim
         shape[axis] = out.shape[axis]
@@ -320,6 +327,13 @@ def _join(tracer: Tracer, parts: list[Tensor], axis: int, out: Tensor) -> None:
                 tracer.give_role(label, f, "adds")
     noise = next((la.noise for la in labels if la.noise), "")
     tracer.put(out, Label(tuple(fields), noise, all(la.constant for la in labels)))
+
+
+def _whole(tracer: Tracer, field: Ints, axes: set[int]) -> Ints:
+    """A field with what lies along other axes than these tied: of (heads, channels in a head), whole heads."""
+    for axis in set(axes_of(field)) - axes:
+        field = tracer.collapse(Label((field,)), axis).fields[0]
+    return field
 
 
 @rule("stack")
@@ -541,8 +555,8 @@ def _convolution(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Tensor)
             _rectangular(atoms, inputs, groups)
             _rectangular(atoms, rows, groups)
             split = None if inputs is None else inputs.reshape(groups, -1)
-            atoms.grouped |= set() if columns is None else set(columns.tolist())
             if columns is not None:
+                atoms.grouped.append(columns)
                 tracer.reads(x, weight, None if split is None else split, columns[None, :])
             elif split is not None:
                 atoms.freeze(split, f"is read by what carries no channels{tracer.where()}")
@@ -568,8 +582,11 @@ def _rectangular(atoms: Atoms, channels: Ints | None, groups: int) -> None:
 def _batch_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     x, *vectors = args[:5]
     label = _over_space(tracer, x)
-    if any(f.size != f.shape[1] for f in label.fields):
-        raise Frozen(f"a batch norm runs over channels{tracer.where()}")
+    for f in [f for f in label.fields if f.size != f.shape[1]]:
+        if vectors[2] is not None:
+            raise Frozen(f"a batch norm runs over channels{tracer.where()}")
+        # standardised weights: each row has a mean and a variance of its own, over all of its columns
+        tracer.atoms.freeze(f, f"a batch norm takes statistics over the channels{tracer.where()}")
     channels = _single(tracer, label.along(1), 1)
     names = dict.fromkeys(("scales", "adds", "mean", "variance"), "")
     for vector, role in zip(vectors, names, strict=True):

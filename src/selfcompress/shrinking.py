@@ -118,22 +118,28 @@ class _Map:
     kept: NDArray[np.int64]
     """Original positions that are left, in order."""
 
-    def now(self, original: Sequence[int]) -> NDArray[np.int64]:
-        return np.searchsorted(self.kept, np.asarray(original, np.int64))
+    def now(self, original: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self.kept, original)
 
 
 def _maps(axes: Axes, kept: Kept, shapes: dict[tuple[str, int], int]) -> dict[tuple[str, int], _Map]:
     """Original positions that are left on each axis that belongs to classes; `shapes` are the lengths now."""
-    gone: dict[tuple[str, int], list[int]] = {}
+    gone: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
     for c, members in zip(axes.classes, kept.members, strict=True):
-        removed = sorted(set(range(c.size)) - set(members))
+        removed = np.setdiff1d(np.arange(c.size), members)
         for slot in c.slots:
-            gone.setdefault((slot.tensor, slot.axis), []).extend(i for m in removed for i in slot.indices[m])
+            gone.setdefault((slot.tensor, slot.axis), []).append(slot.positions[removed].reshape(-1))
     result = {}
-    for key, removed in gone.items():
-        total = shapes[key] + len(removed)
-        result[key] = _Map(np.setdiff1d(np.arange(total), np.array(removed, np.int64)))
+    for key, parts in gone.items():
+        left = np.ones(shapes[key] + sum(map(len, parts)), np.bool_)
+        left[np.concatenate(parts)] = False
+        result[key] = _Map(np.flatnonzero(left))
     return result
+
+
+def _of(slot: Slot, members: Sequence[int]) -> NDArray[np.int64]:
+    """(members, positions of each) original positions that these members own."""
+    return slot.positions[np.asarray(members, np.int64)]
 
 
 class Positions:
@@ -144,13 +150,11 @@ class Positions:
 
     def now(self, slot: Slot, member: int) -> list[int]:
         """Positions on the axis of `slot` that a member owns now."""
-        return [int(i) for i in self._maps[slot.tensor, slot.axis].now(slot.indices[member])]
+        return cast(list[int], self._maps[slot.tensor, slot.axis].now(slot.positions[member]).tolist())
 
     def all_now(self, slot: Slot, members: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """The same for some members at once."""
-        flat = self._maps[slot.tensor, slot.axis].now([i for m in members for i in slot.indices[m]])
-        places = iter(flat.tolist())
-        return tuple([tuple([next(places) for _ in slot.indices[m]]) for m in members])
+        return tuple(map(tuple, self._maps[slot.tensor, slot.axis].now(_of(slot, members)).tolist()))
 
 
 def _lengths(model: nn.Module, axes: Axes) -> dict[tuple[str, int], int]:
@@ -164,36 +168,34 @@ def _effective(model: nn.Module, name: str) -> Tensor:
 
 
 class _Living:
-    """Which entries of the tensors are not zero, with axes beyond the second reduced away."""
+    """Which entries of the tensors are not zero, with axes beyond the second reduced away where no class owns them."""
 
     def __init__(self, model: nn.Module, axes: Axes, kept: Kept) -> None:
-        tensors: dict[str, Tensor] = {}
+        last: dict[str, int] = {}
         for c in axes.classes:
             for slot in c.slots:
-                if slot.tensor not in tensors:
-                    tensors[slot.tensor] = _effective(model, slot.tensor).detach()
+                last[slot.tensor] = max(slot.axis, last.get(slot.tensor, 1))
+        tensors = {name: _effective(model, name).detach() for name in last}
         self.nonzero: dict[str, Bools] = {}
         for name, tensor in tensors.items():
-            living = tensor != 0
-            if living.ndim > 2:
-                living = living.flatten(2).any(2)
+            living, reduced = tensor != 0, last[name] + 1
+            if living.ndim > reduced:
+                living = living.flatten(reduced).any(reduced)
             self.nonzero[name] = living.cpu().numpy()
-        self.maps = _maps(axes, kept, {(n, a): t.shape[a] for n, t in tensors.items() for a in range(min(t.ndim, 2))})
+        self.maps = _maps(axes, kept, {(n, a): t.shape[a] for n, t in tensors.items() for a in range(t.ndim)})
 
     def silence(self, slot: Slot, members: Sequence[int]) -> None:
         """Count the entries of these members as zero from now on."""
         if members:
-            where = self.maps[slot.tensor, slot.axis].now([i for m in members for i in slot.indices[m]])
+            where = self.maps[slot.tensor, slot.axis].now(_of(slot, members).reshape(-1))
             living = self.nonzero[slot.tensor]
             living[(slice(None),) * slot.axis + (where,)] = False
 
     def any(self, slot: Slot, members: Sequence[int]) -> Bools:
         """(members,) whether a member has an entry that is not zero."""
         living = self.nonzero[slot.tensor]
-        if living.ndim > 1:
-            living = np.asarray(living.any(1 - slot.axis))
-        positions = self.maps[slot.tensor, slot.axis].now([i for m in members for i in slot.indices[m]])
-        return np.asarray(living[positions.reshape(len(members), -1)].any(1))
+        living = np.asarray(living.any(tuple(i for i in range(living.ndim) if i != slot.axis)))
+        return np.asarray(living[self.maps[slot.tensor, slot.axis].now(_of(slot, members))].any(1))
 
 
 def _emits(living: _Living, c: ChannelClass, members: Sequence[int]) -> tuple[Bools, Bools]:
@@ -277,7 +279,7 @@ def silence_step(model: nn.Module, axes: Axes, kept: Kept, amount: float) -> Non
         for slot in (*c.having("adds"), *c.having("mean")):
             is_mean = "mean" in slot.roles
             touched = _nothing_before(c, slot, living, loud) if is_mean else loud
-            where = living.maps[slot.tensor, slot.axis].now([i for m in touched for i in slot.indices[m]])
+            where = living.maps[slot.tensor, slot.axis].now(_of(slot, touched).reshape(-1))
             tensor = _stored(model, slot.tensor)
             index = (slice(None),) * slot.axis + (torch.from_numpy(where).to(tensor.device),)
             values = tensor[index]
@@ -427,13 +429,13 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
     """Cut all tensors and the state of the optimizers; returns notes on state that had to be dropped."""
     lengths = _lengths(model, axes)
     old, cuts = _maps(axes, before, lengths), []
-    gone: dict[tuple[str, int], list[int]] = {}
+    gone: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
     for c, was, now in zip(axes.classes, before.members, after.members, strict=True):
         removed = sorted(set(was) - set(now))
         for slot in c.slots if removed else ():
-            gone.setdefault((slot.tensor, slot.axis), []).extend(i for m in removed for i in slot.indices[m])
-    for (name, axis), positions in gone.items():
-        keep = np.setdiff1d(np.arange(lengths[name, axis]), old[name, axis].now(positions))
+            gone.setdefault((slot.tensor, slot.axis), []).append(_of(slot, removed).reshape(-1))
+    for (name, axis), parts in gone.items():
+        keep = np.delete(np.arange(lengths[name, axis]), old[name, axis].now(np.concatenate(parts)))
         tensor = _stored(model, name)
         index = torch.from_numpy(keep).to(tensor.device)
         cuts.append((name, tensor, axis, index))

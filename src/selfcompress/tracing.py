@@ -3,7 +3,8 @@
 Every index of every axis of every parameter and buffer is an *atom*. A tensor carries *fields*: index arrays of atoms
 over its shape, of size 1 along the axes that they do not vary on. A weight (O, I, kh, kw) has the fields (O, 1, 1, 1)
 and (1, I, 1, 1), an activation (B, C, H, W) the field (1, C, 1, 1), and after flattening (1, C·H·W), in which each atom
-occurs H·W times. So views, permutations and concatenations are index arithmetic.
+occurs H·W times. So views, permutations and concatenations are index arithmetic. Beyond the second axis only parameters
+that broadcast along their first have atoms: a class token (1, 1, C), a table of positions (1, N, C).
 
 Where user code splits an axis in two, such as (heads, channels in a head), its field is a joint one that varies on
 both. Rules that look at one of the two tie what lies along it (`collapse`); what is still joint in the end is kept
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from .meta import call
 
 Ints = NDArray[np.int64]
 Role = Literal["produces", "adds", "scales", "mean", "variance", "reads"]
@@ -45,12 +48,14 @@ class Atoms:
         self.owners: list[tuple[str, int, int, int]] = []  # tensor, axis, first atom, count
         self.firsts: list[int] = []
         self.roles: dict[tuple[str, int], set[Role]] = {}
-        self.reasons: dict[int, str] = {}
-        self.noise: dict[int, str] = {}
+        self.reasons: list[tuple[Ints, str]] = []
+        """Atoms that stay, and why; what is noted first counts."""
+        self.noise: list[tuple[Ints, str]] = []
+        """Atoms whose zeros do not arrive as zeros, and why; what is noted first counts."""
         self.norms: dict[Norm, None] = {}
-        self.grouped: set[int] = set()
+        self.grouped: list[Ints] = []
         """Atoms of the input channels of one group of a grouped convolution."""
-        self.contracted: set[int] = set()
+        self.contracted: list[Ints] = []
         """Atoms of channels that are summed over in a product of two activations."""
 
     def new(self, tensor: str, axis: int, count: int) -> Ints:
@@ -84,13 +89,11 @@ class Atoms:
 
     def freeze(self, atoms: Ints, reason: str) -> None:
         """Note that these atoms stay, and so will all that they are tied to."""
-        for atom in np.unique(atoms):
-            self.reasons.setdefault(int(atom), reason)
+        self.reasons.append((np.unique(atoms), reason))
 
     def disturb(self, atoms: Ints, reason: str) -> None:
         """Note that zeros of these atoms do not arrive as zeros."""
-        for atom in np.unique(atoms):
-            self.noise.setdefault(int(atom), reason)
+        self.noise.append((np.unique(atoms), reason))
 
     def owned_by(self, atoms: Ints) -> list[tuple[str, int]]:
         """The (tensor, axis) that these atoms were made for."""
@@ -172,7 +175,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             seen.add(id(tensor))
             fields = []
-            for axis, size in enumerate(tensor.shape[:2]):
+            # in what broadcasts, such as a table of positions (1, N, C), channels may be on any axis
+            broadcasts = isinstance(tensor, nn.Parameter) and tensor.ndim > 2 and tensor.shape[0] == 1
+            for axis, size in enumerate(tensor.shape if broadcasts else tensor.shape[:2]):
                 if size > 1:
                     shape = [1] * tensor.ndim
                     shape[axis] = size
@@ -220,7 +225,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = call(func, args, kwargs)
         name = func._schema.name.removeprefix("aten::")
         inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         for t in inputs:
@@ -350,7 +355,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if columns is not None and self.label(weight).constant:
             self.give_role(self.label(weight), columns, "reads")
         elif inputs is not None and columns is not None:
-            self.atoms.contracted |= {int(atom) for atom in inputs.flat}
+            self.atoms.contracted.append(np.unique(inputs))
             if self.label(weight).noise:
                 self.atoms.disturb(columns, self.label(weight).noise)
         if inputs is None and columns is not None:

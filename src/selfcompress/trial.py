@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 
 from .axes import Attribute, Axes, ChannelClass, FrozenAxis, find_axes
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
+from .meta import call
 from .shrinking import Kept, Positions, resize
 
 
@@ -40,7 +41,7 @@ class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 numbers += [float(v) for v in value.flatten()[:64].tolist()] if value.dtype != torch.bool else []
         if not name.startswith("prim::"):
             self.seen.append((name, tuple(numbers)))
-        return func(*args, **(kwargs or {}))
+        return call(func, args, kwargs or {})
 
 
 _ARITHMETIC = (
