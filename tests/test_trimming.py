@@ -64,10 +64,19 @@ def test_the_levels_that_go_are_those_with_the_least_error_for_a_bit(taken: int)
     assert lowered.max() == 1
 
 
-def test_a_level_may_be_lowered_several_times() -> None:
-    compressor = layer(torch.tensor([[5.0, -5.0], [4.0, 0.0]]))
-    assert trim(compressor.compressed, lambda: levels_left(compressor), 0.0) == 14
-    assert levels_left(compressor) == 0
+def test_where_one_level_less_is_not_enough_steps_grow() -> None:
+    torch.manual_seed(0)
+    compressor = layer(torch.randn(8, 12) * 200)
+    (tensor,) = compressor.compressed
+    tensor.quantizer.bits.data.fill_(12.0)
+    wanted = 0.7 * levels_left(compressor)
+    before = tensor.original.detach().clone()
+    trim(compressor.compressed, lambda: levels_left(compressor), wanted)
+    assert 0.97 * wanted < levels_left(compressor) <= wanted
+    assert bool((tensor.quantizer.exponent > -4).any())
+    # the weights themselves are hardly moved: by half a step at most
+    step = torch.exp2(tensor.quantizer.used_exponent())[:, None]
+    assert bool(((tensor.original - before).abs() <= step).all())
 
 
 def test_what_can_not_fit_ends_with_zeros() -> None:

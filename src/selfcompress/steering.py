@@ -18,7 +18,7 @@ from .packing import pack
 from .shrinking import Kept, apply_plan, find_dead
 from .trimming import trim
 
-UPDATES = 100
+UPDATES = 60
 """How often γ is set anew in a run, at least: more often only where the models are fitted more often."""
 TRIMMING = 0.97
 """Share of the run after which levels are taken away."""

@@ -7,7 +7,7 @@ minimises
 
 and λ is the smallest for which the size is within the limit: rounding that is optimal in rate and distortion, if an
 error of one level matters alike everywhere. (Formats are trained: where an error matters more, levels are finer.) Where
-one level less of all weights is not enough, the same is done again.
+one level less of all weights is not enough, steps are made larger, those of rows with the finest levels first.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ from .rate import PriceTable
 
 MARGIN = 0.49
 """How far from an integer, in levels, a weight is put that is to round to it."""
+COARSER = 0.25
+"""Octaves by which steps grow at a time."""
 
 
 def trim(compressed: Sequence[Compressed], size_of: Callable[[], float], limit: float) -> int:
@@ -33,56 +35,97 @@ def trim(compressed: Sequence[Compressed], size_of: Callable[[], float], limit: 
         limit: what it may be at most.
 
     Returns:
-        How many weights were given a lower level; 0 where the size was within the limit already. The size can stay
-        above the limit only if it is so with all weights zero.
+        How many weights have another level than before; 0 where the size was within the limit already. The size can
+        stay above the limit only if it is so with all weights zero.
     """
     if size_of() <= limit:
         return 0
-    before = [c.original.detach().clone() for c in compressed]
-    costs = [_costs(c) for c in compressed]
+    first = [c.levels() for c in compressed]
+    while any(bool(c.levels().any()) for c in compressed):
+        lowering = _Lowering(compressed)
+        if _fits(lowering, size_of, limit):
+            break
+        lowering.apply(0)
+        if _fits(_Coarsening(compressed), size_of, limit):
+            break
+    return sum(int((c.levels() != levels).sum()) for c, levels in zip(compressed, first, strict=True))
 
-    def lower(most: float) -> int:
-        """Take away every level whose cost, in squared levels per bit, is at most `most`."""
-        changed = 0
-        with torch.no_grad():
-            for c, weight, (cost, below) in zip(compressed, before, costs, strict=True):
-                chosen = cost <= most
-                changed += int(chosen.sum())
-                q = c.quantizer
-                rows = torch.where(chosen, below, to_rows(weight, q.axis, q.groups))
-                c.original.copy_(from_rows(rows, tuple(weight.shape), q.axis, q.groups))
-        return changed
 
-    ordered = torch.cat([cost[cost.isfinite()].flatten() for cost, _ in costs]).sort().values
-    low, high = 0, len(ordered)  # taking `low` levels away is not enough, `high` is, as far as is known
-    while high - low > 1 and high > 0:
+def _fits(change: "_Lowering | _Coarsening", size_of: Callable[[], float], limit: float) -> bool:
+    """Make as much of a change as it takes to fit; all of it where that is not enough, and say so."""
+    low, high = 0, change.count  # `low` is too little, `high` is enough
+    change.apply(high)
+    if size_of() > limit:
+        return False
+    while high - low > 1:
         middle = (low + high) // 2
-        lower(float(ordered[middle - 1]))
-        if size_of() <= limit:
-            high = middle
-        else:
-            low = middle
-    changed = lower(float(ordered[high - 1])) if high else 0
-    if size_of() > limit and changed:  # weights of more than one level
-        return changed + trim(compressed, size_of, limit)
-    return changed
+        change.apply(middle)
+        low, high = (low, middle) if size_of() <= limit else (middle, high)
+    change.apply(high)
+    return True
 
 
+class _Lowering:
+    """One level less, where it costs least first.
+
+    Attributes:
+        count: weights that have a level to lose.
+    """
+
+    def __init__(self, compressed: Sequence[Compressed]) -> None:
+        self._compressed = compressed
+        self._before = [c.original.detach().clone() for c in compressed]
+        self._costs = [_costs(c) for c in compressed]
+        self._ordered = torch.cat([cost[cost.isfinite()].flatten() for cost, _ in self._costs]).sort().values
+        self.count = len(self._ordered)
+
+    @torch.no_grad()
+    def apply(self, number: int) -> None:
+        """Take a level from so many weights, and from those that cost the same as the last of them."""
+        most = float(self._ordered[number - 1]) if number else -1.0
+        for c, weight, (cost, below) in zip(self._compressed, self._before, self._costs, strict=True):
+            q = c.quantizer
+            rows = torch.where(cost <= most, below, to_rows(weight, q.axis, q.groups))
+            c.original.copy_(from_rows(rows, tuple(weight.shape), q.axis, q.groups))
+
+
+class _Coarsening:
+    """A larger step, in rows with the finest levels first.
+
+    Attributes:
+        count: rows.
+    """
+
+    def __init__(self, compressed: Sequence[Compressed]) -> None:
+        self._exponents = [c.quantizer.exponent for c in compressed]
+        self._before = [e.detach().clone() for e in self._exponents]
+        fineness = torch.cat([c.levels().abs().mean(1) for c in compressed])
+        self._rank = fineness.argsort(descending=True, stable=True).argsort()
+        self.count = len(fineness)
+
+    @torch.no_grad()
+    def apply(self, number: int) -> None:
+        """Make the steps of so many rows larger."""
+        chosen = (self._rank < number).split([len(e) for e in self._exponents])
+        for exponent, before, rows in zip(self._exponents, self._before, chosen, strict=True):
+            exponent.copy_(before + COARSER * rows)
+
+
+@torch.no_grad()
 def _costs(tensor: Compressed) -> tuple[Tensor, Tensor]:
     """For each weight, squared levels of error per bit saved by one level less, and the weight that has it.
 
     Infinity where there is no level to take away.
     """
-    with torch.no_grad():
-        q = tensor.quantizer
-        rows, levels = tensor.rows(), tensor.levels()
-        step = torch.exp2(q.used_exponent())[:, None]
-        size, real = levels.abs(), (rows / step).abs()
-        table = PriceTable(fit_levels(levels, tensor.taps, tensor.pitch), levels, tensor.taps)
-        first = table.first_of(levels.sign())
-        saved = torch.where(size == 1, first, torch.full_like(first, table.further)).clamp(min=0.05)
-        real = torch.minimum(real, size + 0.5)  # what is beyond the last level is clipped
-        error = (real - (size - 1)).square() - (real - size).square()
-        cost = torch.where(size > 0, error.clamp(min=0.0) / saved, torch.inf)
-        below = (size - 1 + MARGIN) * levels.sign() * step
-        return cost, below
+    q = tensor.quantizer
+    rows, levels = tensor.rows(), tensor.levels()
+    step = torch.exp2(q.used_exponent())[:, None]
+    size, real = levels.abs(), (rows / step).abs()
+    table = PriceTable(fit_levels(levels, tensor.taps, tensor.pitch), levels, tensor.taps)
+    first = table.first_of(levels.sign())
+    saved = torch.where(size == 1, first, torch.full_like(first, table.further)).clamp(min=0.05)
+    real = torch.minimum(real, size + 0.5)  # what is beyond the last level is clipped
+    error = (real - (size - 1)).square() - (real - size).square()
+    cost = torch.where(size > 0, error.clamp(min=0.0) / saved, torch.inf)
+    below = (size - 1 + MARGIN) * levels.sign() * step
+    return cost, below
