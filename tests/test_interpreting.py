@@ -136,7 +136,7 @@ def test_a_shrunken_network_comes_back_by_its_graph() -> None:
         model[1].running_mean[2:5] = 0
     optimizer = torch.optim.SGD(compressor.param_groups(lr=0.0), lr=0.0)
     for _ in range(3):
-        compressor.penalty()
+        compressor.penalty().backward()
         compressor.step(optimizer)
     assert model[0].weight.shape[0] == 5
     model.eval()

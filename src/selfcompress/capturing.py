@@ -219,7 +219,11 @@ class _Capture:
                 raise UsageError("model: its code reads the statistics of a batch norm\nhint: save without a graph")
             self.values[node] = self.values[first]
             return
-        self.values[node] = self._add(name, self._arguments(node, name))
+        arguments = self._arguments(node, name)
+        if name == "reshape" and isinstance(arguments[1], tuple) and -1 not in arguments[1]:
+            # the last size follows from the others: so the graph runs on other widths, too, see `exporting/padding.py`
+            arguments = (arguments[0], (*arguments[1][:-1], -1))
+        self.values[node] = self._add(name, arguments)
 
     def _is_norm(self, node: fx.Node) -> bool:
         value = self.values.get(node)

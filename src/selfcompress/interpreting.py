@@ -42,7 +42,9 @@ def _at_most_62_bits(function: Callable[..., Any]) -> Callable[..., Any]:
 def _norm(x: Tensor, stored: tuple[Tensor, Tensor], eps: float) -> Tensor:
     """A batch norm whose statistics are folded into scale and shift, as `packing.load` fills it in."""
     scale, shift = stored
-    mean, variance = torch.zeros_like(scale), torch.full_like(scale, 1.0 - eps)
+    mean, variance = (
+        torch.full((scale.shape[0],), value, dtype=scale.dtype, device=scale.device) for value in (0.0, 1.0 - eps)
+    )
     return torch.nn.functional.batch_norm(x, mean, variance, scale, shift, False, _NORM_DECAY, eps)
 
 

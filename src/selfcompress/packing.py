@@ -279,11 +279,6 @@ def unpack(data: bytes, into: nn.Module | None = None) -> nn.Module:
     return _by_graph(read(data)) if into is None else _fill(data, into)
 
 
-def has_graph(contents: Contents) -> bool:
-    """Whether a file with these contents can be loaded without the network's code."""
-    return any(isinstance(record, GraphRecord) for record in contents.records)
-
-
 def _by_graph(contents: Contents) -> StoredNetwork:
     graphs = [record.graph for record in contents.records if isinstance(record, GraphRecord)]
     if not graphs:
@@ -304,7 +299,7 @@ def _by_graph(contents: Contents) -> StoredNetwork:
             own = record.name.startswith(GRAPH_NAME)
             tensors[record.name] = values if own or not values.is_floating_point() else values.to(kind)
         elif isinstance(record, LevelTensor):
-            tensors[record.name] = _weights(record, np.float64 if kind == torch.float64 else np.float32).to(kind)
+            tensors[record.name] = level_weights(record, np.float64 if kind == torch.float64 else np.float32).to(kind)
     if missing := sorted(needed - tensors.keys()):
         raise FormatError(f"graph: expected a tensor `{missing[0]}`, found none")
     return build(graphs[0], tensors)
@@ -370,11 +365,11 @@ def _values(record: LevelTensor | NormTensor | RawTensor, module: nn.Module, ten
     _check_fits(record.name, record.shape, place, record.original_shape)
     if tuple(place.shape) != record.original_shape:
         raise _mismatch(record.name, f"shape {record.original_shape}", f"shape {tuple(place.shape)}")
-    return (_weights(record, np.float64 if place.dtype == torch.float64 else np.float32),)
+    return (level_weights(record, np.float64 if place.dtype == torch.float64 else np.float32),)
 
 
-def _weights(record: LevelTensor, precision: type[np.floating[Any]]) -> Tensor:
-    """The weights that levels and exponents stand for."""
+def level_weights(record: LevelTensor, precision: type[np.floating[Any]]) -> Tensor:
+    """The weights that levels and exponents stand for, in the shape that they have now."""
     model = record.model
     steps: NDArray[Any] = np.zeros(len(model.alive_rows), precision)
     steps[model.alive_rows] = np.exp2(record.exponents / record.resolution)
