@@ -93,17 +93,15 @@ class StoredNetwork(nn.Module):
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self.graph = graph
-        self._places: dict[str, tuple[str, ...]] = {}
+        self._places: dict[str, tuple[tuple[nn.Module, str], ...]] = {}
         for name, value in tensors.items():
             if isinstance(value, tuple):
                 dot = f"{name}." if name else ""
-                self._places[name] = (dot + "weight", dot + "bias")
-                for part, tensor in zip(self._places[name], value, strict=True):
-                    _place(self, part, tensor)
+                parts = zip((dot + "weight", dot + "bias"), value, strict=True)
+                self._places[name] = tuple([_place(self, part, tensor) for part, tensor in parts])
             else:
                 place = f"constant_{name[1:]}" if name[:1] == "." and name[1:].isdigit() else name
-                self._places[name] = (place,)
-                _place(self, place, value, constant=place != name)
+                self._places[name] = (_place(self, place, value, constant=place != name),)
         self._last_use = _last_use(graph)
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -139,7 +137,7 @@ class StoredNetwork(nn.Module):
         device = inputs[0].device if inputs else torch.device("cpu")
 
         def stored(name: str) -> Any:
-            found = [_find(self, place) for place in self._places[name]]
+            found = [m._parameters[n] if n in m._parameters else m._buffers[n] for m, n in self._places[name]]
             return found[0] if len(found) == 1 else tuple(found)
 
         for number, node in enumerate(self.graph.nodes):
@@ -164,19 +162,28 @@ def _resolve(value: Value, results: list[Any], stored: Callable[[str], Any]) -> 
     return value
 
 
-def _apply(name: str, arguments: list[Any], device: torch.device) -> Any:
-    """Call an operator. New tensors are made on `device`: on meta, they take no memory."""
+@functools.cache
+def _call(name: str, count: int) -> tuple[Any, int, tuple[str, ...], bool]:
+    """How an operator takes so many arguments: its function, how many by place, the others' names, a device as well."""
     target = find_operator(name)
     if name in _FUNCTIONS:
-        return target(*arguments)
+        return target, count, (), False
     schema = target._schema.arguments
-    if len(arguments) > len(schema):
-        raise TypeError(f"expected at most {len(schema)} arguments, found {len(arguments)}")
-    named = {a.name: value for a, value in zip(schema, arguments, strict=False) if a.kwarg_only}
-    positional = arguments[: len(arguments) - len(named)]
-    if any(a.name == "device" for a in schema):
+    if count > len(schema):
+        raise TypeError(f"expected at most {len(schema)} arguments, found {count}")
+    named = tuple(a.name for a in schema[:count] if a.kwarg_only)
+    return target, count - len(named), named, any(a.name == "device" for a in schema)
+
+
+def _apply(name: str, arguments: list[Any], device: torch.device) -> Any:
+    """Call an operator. New tensors are made on `device`: on meta, they take no memory."""
+    target, placed, names, takes_device = _call(name, len(arguments))
+    if not names and not takes_device:
+        return target(*arguments)
+    named = dict(zip(names, arguments[placed:], strict=True))
+    if takes_device:
         named["device"] = device
-    return target(*positional, **named)
+    return target(*arguments[:placed], **named)
 
 
 def _tuples(output: Any) -> Any:
@@ -199,8 +206,11 @@ def _last_use(graph: Graph) -> list[list[int]]:
     return ending[:-1]
 
 
-def _place(network: nn.Module, name: str, tensor: Tensor, *, constant: bool = False) -> None:
-    """Give `network` a parameter under a qualified name; a buffer if it is a constant or not of floating point."""
+def _place(network: nn.Module, name: str, tensor: Tensor, *, constant: bool = False) -> tuple[nn.Module, str]:
+    """Give `network` a parameter under a qualified name; a buffer if it is a constant or not of floating point.
+
+    Returns the module that has it now, and its name there.
+    """
     *path, last = name.split(".")
     module = network
     try:
@@ -214,12 +224,7 @@ def _place(network: nn.Module, name: str, tensor: Tensor, *, constant: bool = Fa
             module.register_buffer(last, tensor)
     except (KeyError, AttributeError) as error:
         raise FormatError(f"`{name}`: no name for a tensor: {error}") from None
-
-
-def _find(network: nn.Module, name: str) -> Tensor:
-    path, _, last = name.rpartition(".")
-    module = network.get_submodule(path)
-    return module._parameters[last] if last in module._parameters else module._buffers[last]  # type: ignore[return-value]
+    return module, last
 
 
 def build(graph: Graph, tensors: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> StoredNetwork:
