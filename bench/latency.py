@@ -148,6 +148,7 @@ def main() -> None:
     names = args.only or [n for n in NETWORKS if n not in TORCHVISION or args.torchvision]
     record: dict[str, Any] = {
         "command": f"python bench/latency.py --runs {args.runs}"
+        + f" --batch {' '.join(map(str, args.batch))} --threads {' '.join(map(str, args.threads))}"
         + (" --torchvision" if args.torchvision else "")
         + "".join(f" --only {name}" for name in args.only),
         "machine": describe_machine(),

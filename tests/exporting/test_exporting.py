@@ -313,6 +313,19 @@ def test_networks_of_the_users_own_code_are_padded_too() -> None:
     assert model.prep.conv.weight.shape[0] == 5
 
 
+def test_heads_that_are_wide_enough_are_not_padded() -> None:
+    torch.manual_seed(0)
+    model = build_network("gpt", input_shape=(6,), num_classes=9, width=36).eval()
+    tokens = torch.randint(0, 9, (2, 6))
+    model.blocks[0].fc1 = nn.Linear(36, 20)
+    model.blocks[0].fc2 = nn.Linear(20, 36)
+    padded, notes = pad_channels(Source(model, (tokens,), {}), 3)
+    assert notes == ()
+    assert padded.model.blocks[0].fc1.weight.shape == (21, 36)
+    assert padded.model.blocks[0].attention.query.weight.shape == (36, 36)  # four heads of nine channels
+    assert torch.allclose(padded.model(tokens), model(tokens), rtol=1e-4, atol=1e-5)
+
+
 class Shuffled(nn.Module):
     """Channels that are read by groups: members do not lie one after the other."""
 

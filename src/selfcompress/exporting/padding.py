@@ -8,6 +8,7 @@ number of the code such as `num_heads`, stays as it is. Every class is tried on 
 """
 
 import copy
+import math
 from collections.abc import Iterable
 
 import torch
@@ -25,7 +26,7 @@ _Insertion = tuple[int, int, int]
 
 
 def pad_channels(source: Source, multiple: int) -> tuple[Source, tuple[str, ...]]:
-    """A source whose classes of channels have members in multiples of `multiple`, and a line about each that has not.
+    """A source whose classes of channels take multiples of `multiple` on their axes, and a line about each other class.
 
     Args:
         source: not changed.
@@ -37,7 +38,7 @@ def pad_channels(source: Source, multiple: int) -> tuple[Source, tuple[str, ...]
     expected = _outputs(source.model, probe)
     kept: list[int] = []
     for number, c in enumerate(axes.classes):
-        if c.size % multiple == 0:
+        if not _missing(c, multiple):
             continue
         reason = _obstacle(c, axes)
         if reason is None:
@@ -49,6 +50,11 @@ def pad_channels(source: Source, multiple: int) -> tuple[Source, tuple[str, ...]
             reason = "the network's code has their number written into it"
         notes.append(f"{c.label}: {c.size} channels are not padded: {reason}")
     return done, tuple(notes)
+
+
+def _missing(c: ChannelClass, multiple: int) -> int:
+    """Members to add until the class takes a multiple on each of its axes; a head of 32 channels is one by itself."""
+    return -c.size % math.lcm(*(multiple // math.gcd(multiple, len(s.indices[0])) for s in c.slots))
 
 
 def _obstacle(c: ChannelClass, axes: Axes) -> str | None:
@@ -74,7 +80,7 @@ def _pad(source: Source, axes: Axes, numbers: Iterable[int], multiple: int) -> S
     insertions: dict[str, list[_Insertion]] = {}
     for number in numbers:
         c = axes.classes[number]
-        more = -c.size % multiple
+        more = _missing(c, multiple)
         for slot in c.slots:
             end = _end(slot.indices)
             assert end is not None
