@@ -326,6 +326,27 @@ def test_heads_that_are_wide_enough_are_not_padded() -> None:
     assert torch.allclose(padded.model(tokens), model(tokens), rtol=1e-4, atol=1e-5)
 
 
+class Joined(nn.Module):
+    """Two lots of channels beside each other on one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 5, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([torch.relu(self.left(x)), torch.sigmoid(self.right(x))], 1)).mean((2, 3))
+
+
+def test_channels_that_are_joined_are_padded_each_in_their_place() -> None:
+    torch.manual_seed(0)
+    model = Joined().eval()
+    padded, notes = pad_channels(Source(model, (images(2),), {}), 8)
+    assert notes == ()
+    assert padded.model.head.weight.shape[1] == 16
+    assert torch.allclose(padded.model(images()), model(images()), rtol=1e-5, atol=1e-6)
+
+
 class Shuffled(nn.Module):
     """Channels that are read by groups: members do not lie one after the other."""
 

@@ -21,7 +21,6 @@ EXTRA = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "onnxruntime.quantization": "onnx",
-    "onnx.reference": "onnx",
     "safetensors.torch": "safetensors",
 }
 """Modules that an export needs -> the extra of this package that brings them."""

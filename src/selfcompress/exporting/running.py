@@ -1,5 +1,6 @@
 """Run an exported file: a function from batches of inputs to outputs, whatever the format."""
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable
@@ -64,13 +65,11 @@ def run_file(path: str | os.PathLike[str], model: nn.Module, *, threads: int = 1
         if data[:2] == b"PK":
             # torch asks for this ending
             with tempfile.TemporaryDirectory() as folder, hushed():
-                copy = Path(folder) / "network.pt2"
-                copy.write_bytes(data)
-                return runner_of(_NoModes(torch.export.load(copy).module()))
+                named = Path(folder) / "network.pt2"
+                named.write_bytes(data)
+                return runner_of(_NoModes(torch.export.load(named).module()))
         if data[8:9] == b"{":
-            import copy as copying
-
-            twin = copying.deepcopy(model)
+            twin = copy.deepcopy(model)
             twin.load_state_dict(need("safetensors.torch").load(data))
             return runner_of(twin)
         return run_onnx(data, threads=threads)

@@ -5,7 +5,6 @@ computes with the numbers that are in the file.
 """
 
 import copy
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,10 +64,10 @@ def open_source(
             raise UsageError(
                 "export: expected `example_inputs` with a network, found none\nhint: `example_inputs=(x,)`"
             )
-        inputs = example_tensors(example_inputs)
+        inputs = tuple(x.cpu() for x in example_tensors(example_inputs))
         if compressed_tensors(model):
-            return _from_bytes(pack(model, example_inputs=inputs), inputs, None)
-        return Source(copy.deepcopy(model).eval(), inputs, {})
+            return _from_bytes(pack(model, example_inputs=example_inputs), inputs, None)
+        return Source(copy.deepcopy(model).cpu().eval(), inputs, {})
     data = read_file(model)
     try:
         return _from_bytes(data, None if example_inputs is None else example_tensors(example_inputs), into)
