@@ -94,9 +94,9 @@ def _levels(record: LevelTensor) -> Levels:
     steps = np.ones((rows, 1), np.float32)
     steps[record.model.alive_rows, 0] = np.exp2(record.exponents / record.resolution)
     groups = record.groups if record.transposed else 1
-    wide = np.broadcast_to(steps, (rows, columns * taps)).copy()
     values = from_rows(torch.from_numpy(record.levels.reshape(rows, columns * taps)), record.shape, record.axis, groups)
-    if record.axis is None or groups > 1 or not math.prod(record.shape):
+    if record.axis is None or groups > 1:
+        wide = np.broadcast_to(steps, (rows, columns * taps)).copy()
         return Levels(values, from_rows(torch.from_numpy(wide), record.shape, record.axis, groups))
     shape = [1] * len(record.shape)
     shape[record.axis] = rows
