@@ -71,10 +71,12 @@ def to_int8(
     # whatever else reads stored numbers would have them rounded: biases, embeddings, norms
     left = [n.name for n in proto.graph.node if n.name not in ours and large & set(n.input)]
     names = [value.name for value in proto.graph.input]
+    twin = onnx.ModelProto()  # the tool moves the numbers of large networks into a file of its own
+    twin.CopyFrom(proto)
     with tempfile.TemporaryDirectory() as folder, hushed():
         target = Path(folder) / "int8.onnx"
         quantization.quantize_static(
-            proto,
+            twin,
             target,
             _reader(quantization, names, calibration),
             quant_format=quantization.QuantFormat.QDQ,
