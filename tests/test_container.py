@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from selfcompress.container import (
     MAX_EXPONENTS,
     MAX_NAME,
     Contents,
+    GraphRecord,
     LevelTensor,
     NormTensor,
     Number,
@@ -35,6 +37,7 @@ from selfcompress.container import (
     write_file,
 )
 from selfcompress.errors import FormatError, OutputError
+from selfcompress.graph import END, OPERATORS, DType, Graph, Result, Stored, Value
 
 HERE = Path(__file__).parent
 
@@ -135,6 +138,28 @@ def tensor_in_order(record: LevelTensor) -> list[tuple[int, int | None]]:
     return [(int(k), None if e == 10**6 else int(e)) for k, e in flat.T]
 
 
+def graph_in_pairs(graph: Graph) -> tuple[Any, Any, Any]:
+    """A graph in the words of the second reader."""
+    constants = {None: "none", False: "false", True: "true"}
+
+    def pair(value: Value) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return "list", [pair(item) for item in value]
+        if type(value) is int and value == END:
+            return "end", None
+        if value is None or isinstance(value, bool):
+            return constants[value], None
+        if isinstance(value, Result):
+            return "result", value.index
+        if isinstance(value, Stored | DType):
+            return ("record" if isinstance(value, Stored) else "type"), value.name
+        return {int: "int", float: "float", str: "text"}[type(value)], value
+
+    inputs = [(i.dtype, [(axis.size, int(axis.free)) for axis in i.axes]) for i in graph.inputs]
+    nodes = [(OPERATORS.index(node.operator), [pair(v) for v in node.arguments]) for node in graph.nodes]
+    return inputs, nodes, pair(graph.output)
+
+
 @pytest.mark.parametrize("name", sorted(golden.GOLDEN))
 def test_a_second_reader_written_from_the_page_agrees(name: str) -> None:
     contents = read(golden.stored(name))
@@ -153,6 +178,8 @@ def test_a_second_reader_written_from_the_page_agrees(name: str) -> None:
                 assert not any(k for k, _, _ in entry[1])
         elif isinstance(record, Number):
             assert entry == record.value
+        elif isinstance(record, GraphRecord):
+            assert entry == graph_in_pairs(record.graph)
         elif isinstance(record, NormTensor):
             assert entry[1:] == (record.scale.tolist(), record.shift.tolist())
         else:
@@ -170,9 +197,17 @@ def test_a_second_reader_agrees_on_random_files() -> None:
             assert [(k, e) for k, e, _ in found[record.name][1]] == tensor_in_order(record)
 
 
+def test_the_page_lists_the_operators() -> None:
+    page = (HERE.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ((?:`[^`]+` ?)+)\|$", page[page.index("### 5.3") :], re.MULTILINE)
+    listed = {int(first): re.findall(r"`([^`]+)`", names) for first, names in rows}
+    assert [name for first in sorted(listed) for name in listed[first]] == list(OPERATORS)
+    assert all(listed[first] == list(OPERATORS[first : first + 10]) for first in listed)
+
+
 def test_the_page_shows_the_golden_file() -> None:
     page = (HERE.parent / "docs" / "format.md").read_text(encoding="utf-8")
-    table = page[page.index("## 6.") : page.index("## 7.")]
+    table = page[page.index("## 7.") : page.index("## 8.")]
     shown = re.findall(r"^\| (\d+) \| `([0-9a-f ]+)`", table, re.MULTILINE)
     at = 0
     for offset, digits in shown:
@@ -343,7 +378,7 @@ def mutations(data: bytes, count: int) -> Iterator[bytes]:
         yield bytes(changed) + struct.pack("<I", zlib.crc32(changed))
 
 
-@pytest.mark.parametrize(("name", "count"), [("tiny", 600), ("full", 200)])
+@pytest.mark.parametrize(("name", "count"), [("tiny", 600), ("full", 200), ("graph", 600)])
 def test_damage_under_a_correct_checksum_gives_contents_or_a_format_error(name: str, count: int) -> None:
     refused = 0
     for data in mutations(golden.stored(name), count):

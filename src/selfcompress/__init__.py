@@ -4,6 +4,7 @@ compressor = SelfCompressor(model, example_inputs, gamma=0.5)     # attach
 ... compressor.penalty() in the loss, compressor.step(optimizer) after each step ...
 save(model, "net.scn")                                            # as many bytes as the loss said
 load("net.scn", into=model_code())                                # a plain, small network
+export("net.scn", "net.onnx", to="onnx", ...)                     # for other programs
 """
 
 from . import errors as errors
@@ -13,6 +14,8 @@ from .compressor import StepReport as StepReport
 from .converting import restore as restore
 from .explaining import Explanation as Explanation
 from .explaining import explain as explain
+from .exporting import Exported as Exported
+from .exporting import export as export
 from .packing import FileSummary as FileSummary
 from .packing import TensorSummary as TensorSummary
 from .packing import inspect as inspect
@@ -22,6 +25,7 @@ from .packing import save as save
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
+    "Exported",
     "FileSummary",
     "SelfCompressor",
     "Size",
@@ -29,6 +33,7 @@ __all__ = [
     "TensorSummary",
     "errors",
     "explain",
+    "export",
     "inspect",
     "load",
     "restore",

@@ -6,23 +6,39 @@ no traceback), 130 for a run that was stopped and can be resumed.
 
 import functools
 import importlib
+import itertools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import torch
 import typer
+from rich import box
+from rich.table import Table
 
 from . import __version__
 from .errors import SelfcompressError, UsageError
 from .explaining import explain
+from .exporting import (
+    KINDS,
+    Check,
+    Compared,
+    Kind,
+    Source,
+    check_export,
+    compare_latency,
+    export,
+    open_source,
+    pad_channels,
+)
 from .packing import inspect as inspect_file
-from .recipes.datasets import DATASETS, SAMPLES, load_dataset
+from .packing import load
+from .recipes.datasets import DATASETS, SAMPLES, Dataset, load_dataset
 from .recipes.networks import NETWORKS, build_network
 from .recipes.recipe import Recipe, default_recipe, parse_label
 from .recipes.training import (
@@ -37,7 +53,7 @@ from .recipes.training import (
     train_float,
 )
 from .reporting import EpochRecord, ProgressReporter, comparison_table, file_table, plot_run, print_tables
-from .scoring import file_bytes, score_file
+from .scoring import describe_machine, describe_versions, file_bytes, score_file, score_model
 
 P = ParamSpec("P")
 
@@ -180,6 +196,12 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder of --out.", rich_help_panel=WHERE)
     ] = False,
+    graph: Annotated[
+        bool,
+        typer.Option(
+            "--graph", help="Write the network's graph, too: the file loads without code.", rich_help_panel=WHERE
+        ),
+    ] = False,
     plot: Annotated[
         bool, typer.Option("--plot/--no-plot", help="Draw accuracy and bytes into run.png.", rich_help_panel=WHERE)
     ] = True,
@@ -216,13 +238,14 @@ def train_command(
     else:
         recipe = replace(default_recipe(data or "digits", network), **given)
     folder = out or Path("runs") / recipe.label.replace(" ", "-").replace(":", "-")
-    _run_training(recipe, folder, baseline=baseline, resume=resume, plot=plot)
+    _run_training(recipe, folder, baseline=baseline, resume=resume, plot=plot, graph=graph)
 
 
-def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool, plot: bool) -> None:
+def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool, plot: bool, graph: bool) -> None:
+    run = functools.partial(train, graph=graph)
     try:
         dial = f"gamma {recipe.gamma:g}" if recipe.target is None else f"target {recipe.target}"
-        results = [_follow(train, f"{recipe.label}, {dial}", recipe, folder, resume=resume, plot=plot)]
+        results = [_follow(run, f"{recipe.label}, {dial}", recipe, folder, resume=resume, plot=plot)]
         if baseline:
             float_folder = folder / "float"
             started = resume and (float_folder / CHECKPOINT).exists()
@@ -230,7 +253,7 @@ def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool,
             results.insert(0, _follow(train_float, title, recipe, float_folder, resume=started, plot=False))
     except Interrupted as stop:
         typer.echo(f"selfcompress: {stop}", err=True)
-        option = " --baseline" if baseline else ""
+        option = (" --baseline" if baseline else "") + (" --graph" if graph else "")
         typer.echo(f"hint: go on with `selfcompress train --out {shlex.quote(str(folder))} --resume{option}`", err=True)
         raise typer.Exit(130) from stop
     print_tables(sys.stdout, comparison_table([result.summary for result in results]))
@@ -272,15 +295,15 @@ def eval_command(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Load a .scn file into a fresh network and measure its accuracy on the test set."""
-    label = inspect_file(file).metadata
-    if data is None or network is None:
-        named = parse_label(label)
-        data, network, width = data or named[0], network or named[1], width or named[2]
+    """Load a .scn file, by its graph or into a fresh network, and measure its accuracy on the test set."""
+    data, network, width = _named(file, data, network, width)
     target = find_device(device)
     dataset = load_dataset(data, data_dir)
-    model = build_for(dataset, network, width).to(target)
-    score = score_file(file, model, dataset.test_batches(EVALUATION_BATCH, device=target))
+    batches = dataset.test_batches(EVALUATION_BATCH, device=target)
+    if _has_graph(file):
+        score = score_model(load(file).to(target), batches)
+    else:
+        score = score_file(file, build_for(dataset, network, width).to(target), batches)
     size = file_bytes(file)
     if as_json:
         values = {"file": str(file), "dataset": data, "network": network, "width": width, "size_bytes": size}
@@ -289,6 +312,159 @@ def eval_command(
     typer.echo(f"{file}: {data} {network}, {size:,} bytes")
     typer.echo(f"accuracy {100 * score.accuracy:.2f} % ({score.correct:,} of {score.total:,} right on the test set)")
     typer.echo(f"loss     {score.loss:.4f} nats, {score.bits_per_prediction:.4f} bits per prediction")
+
+
+def _named(file: Path, data: str | None, network: str | None, width: int | None) -> tuple[str, str, int | None]:
+    """Data set, network and width: as given, else as the file names them."""
+    if data is None or network is None:
+        named = parse_label(inspect_file(file).metadata)
+        return data or named[0], network or named[1], width or named[2]
+    return data, network, width
+
+
+def _has_graph(file: Path) -> bool:
+    return inspect_file(file).graph_bytes > 0
+
+
+CALIBRATION = 8, 64
+"""Batches of the training set, and examples in each, from which the ranges of int8 activations are taken."""
+
+
+@app.command("export")
+@_tell_errors
+def export_command(
+    file: Annotated[Path, typer.Argument(help="A .scn file.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(KINDS)}.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    data: Annotated[str | None, typer.Option(help="Data set. [default: the one the file names]")] = None,
+    network: Annotated[str | None, typer.Option(help="Network. [default: the one the file names]")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the network. [default: the one the file names]")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SELFCOMPRESS_DATA",
+            help="Folder that holds the data sets; the export is checked on the test set.",
+            show_default=False,
+        ),
+    ] = None,
+    multiple: Annotated[int, typer.Option(help="Pad channels with zeros to multiples of this.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a .scn file for another program, run that on the test set, and compare the two.
+
+    Float formats have to give the same outputs; of int8, the accuracy and the agreement are told. A table compares
+    bytes and latency with the float network before compression.
+    """
+    if to not in KINDS:
+        raise UsageError(f"`--to`: expected one of {', '.join(KINDS)}, found `{to}`\nhint: spell it as listed")
+    data, network, width = _named(file, data, network, width)
+    dataset = load_dataset(data, data_dir)
+    source = _open(file, dataset, network, width)
+    padded, notes = pad_channels(source, multiple) if multiple > 1 else (source, ())
+    result = export(padded, out, to=to, calibration=_calibration(dataset))
+    check = check_export(out, padded, dataset.test_batches(EVALUATION_BATCH), exact=to != "onnx-int8")
+    compared = _compare(build_for(dataset, network, width), padded, result.kind, out)
+    notes += result.notes
+    if as_json:
+        values = {"file": str(out), "kind": to, "size_bytes": result.size_bytes, "notes": notes, "check": asdict(check)}
+        typer.echo(json.dumps(values | {"compared": [asdict(item) for item in compared]}))
+        return
+    for note in notes:
+        typer.echo(note)
+    _print_check(out, result.size_bytes, check)
+    print_tables(sys.stdout, _latency_table(compared))
+
+
+def _open(file: Path, dataset: Dataset, network: str, width: int | None) -> Source:
+    """What can be exported of a file, with its graph or without."""
+    into = None if _has_graph(file) else build_for(dataset, network, width)
+    return open_source(file, example_inputs=dataset.example_inputs(2), into=into)
+
+
+def _calibration(dataset: Dataset) -> Iterator[tuple[torch.Tensor]]:
+    count, size = CALIBRATION
+    batches = dataset.train_batches(size, seed=0, epoch=1, augment=False)
+    return ((inputs,) for inputs, _ in itertools.islice(batches, count))
+
+
+def _compare(original: torch.nn.Module, source: Source, kind: Kind, out: Path) -> tuple[Compared, ...]:
+    """The float network before compression beside the exported one, in the same program."""
+    networks: dict[str, torch.nn.Module | bytes] = {"before": original, "compressed": source.model}
+    if kind == "onnx-int8":
+        networks["compressed to int8"] = out.read_bytes()
+    with_onnx = kind.startswith("onnx")
+    return compare_latency(
+        networks, source.example_inputs, with_torch=not with_onnx, with_onnx=with_onnx, threads=(1,), runs=20
+    )
+
+
+def _print_check(out: Path, size: int, check: Check) -> None:
+    typer.echo(f"{out}: {size:,} bytes")
+    typer.echo(
+        f"on {check.total:,} predictions of the test set: {check.agreeing:,} as the .scn file, outputs within "
+        f"{check.relative_error:.1e} of the largest"
+    )
+    accuracy, before = (100 * n / check.total for n in (check.correct, check.correct_before))
+    typer.echo(f"accuracy {accuracy:.2f} %, of the .scn file {before:.2f} %")
+
+
+def _latency_table(compared: Sequence[Compared]) -> Table:
+    """Medians in milliseconds, with quartiles."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("network")
+    table.add_column("bytes", justify="right")
+    for item in compared[0].latencies:
+        threads = f"{item.threads} thread" + "s" * (item.threads > 1)
+        table.add_column(f"batch {item.batch}\n{threads}, ms", justify="right")
+    for row in compared:
+        cells = [f"{1e3 * t.median_s:.3f}\n({1e3 * t.low_s:.3f} … {1e3 * t.high_s:.3f})" for t in row.latencies]
+        table.add_row(row.name, f"{row.size_bytes:,}", *cells)
+    return table
+
+
+@app.command("bench-latency")
+@_tell_errors
+def bench_latency_command(
+    files: Annotated[list[Path], typer.Argument(help=".scn files; their networks before compression are timed, too.")],
+    batches: Annotated[str, typer.Option("--batch", help="Batch sizes.")] = "1,32",
+    threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
+    runs: Annotated[int, typer.Option(help="Timed runs of each.")] = 50,
+    with_onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Time ONNX Runtime, too.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time networks of .scn files beside the float networks they came from: torch and ONNX Runtime, in turn.
+
+    Inputs are noise of the data set's shape; medians and quartiles over the runs.
+    """
+    sizes, counts = _whole_numbers("--batch", batches), _whole_numbers("--threads", threads)
+    found = {}
+    for file in files:
+        data, network, width = _named(file, None, None, None)
+        original, inputs = _known_network(data, network, width)
+        into = None if _has_graph(file) else _known_network(data, network, width)[0]
+        source = open_source(file, example_inputs=inputs, into=into)
+        found[file] = compare_latency(
+            {"before": original, "compressed": source.model},
+            inputs,
+            with_onnx=with_onnx,
+            batches=sizes,
+            threads=counts,
+            runs=runs,
+        )
+    if as_json:
+        machine = {"machine": describe_machine(), "versions": describe_versions()}
+        typer.echo(json.dumps({str(f): [asdict(item) for item in items] for f, items in found.items()} | machine))
+        return
+    for file, compared in found.items():
+        typer.echo(f"{file}: medians (and quartiles) of {runs} runs")
+        print_tables(sys.stdout, _latency_table(compared))
+
+
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"`{option}`: expected whole numbers with commas between, found `{text}`\nhint: `1,32`")
+    return tuple(map(int, parts))
 
 
 @app.command("inspect")

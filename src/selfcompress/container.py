@@ -19,7 +19,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 from .coder import MAX_TOP, OFFSET_RANGE, Decoder, Encoder, Ints, LevelModel, integers_bits, levels_bits, mask_bits
 from .contexts import MAX_PITCH, MAX_TILT, STRONGEST, Context
 from .errors import FormatError, OutputError
+from .graph import DTYPES, Graph, decode_graph, encode_graph
+from .wire import Reader, Writer
 
 MAGIC = b"SCN"
 VERSION = 1
@@ -41,10 +43,12 @@ MAX_EXPONENTS = 1 << 16
 MAX_OCTAVES = 100
 """Exponents lie in -100 … 100 octaves: beyond, a step times a level does not fit single precision."""
 
+GRAPH_NAME = "."
+"""Name of the record of the graph. No parameter has a name that starts with a dot: such records are the graph's own."""
+
 # Kinds of a record: where its numbers are and how they are stored; one table, all else is derived from it
-_LEVELS, _NORM, _NUMBER = "levels", "norm", "number"
-_DTYPES = ("float16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *_DTYPES, _NUMBER)
+_LEVELS, _NORM, _NUMBER, _GRAPH = "levels", "norm", "number", "graph"
+_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,17 @@ class Number:
     """The number now, 0 … 2^31."""
 
 
-Record = LevelTensor | RawTensor | NormTensor | Number
+@dataclass(frozen=True)
+class GraphRecord:
+    """What the network computes with the other records; its name is `GRAPH_NAME`, and it comes last."""
+
+    graph: Graph
+    size_bytes: int = field(default=0, compare=False)
+    """Bytes of the graph in the file; not looked at in writing."""
+    name: str = GRAPH_NAME
+
+
+Record = LevelTensor | RawTensor | NormTensor | Number | GraphRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,71 +139,6 @@ def matrix_shape(shape: tuple[int, ...], axis: int | None, groups: int = 1) -> t
     rows = shape[axis] * (groups if axis == 1 else 1)
     taps = int(np.prod(shape[2:], dtype=np.int64))
     return rows, (size // (rows * taps) if rows * taps else 0), taps
-
-
-class _Writer:
-    """Bytes of the header."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def uint(self, value: int) -> None:
-        assert value >= 0
-        while value > 127:
-            self.data.append(value & 127 | 128)
-            value >>= 7
-        self.data.append(value)
-
-    def sint(self, value: int) -> None:
-        self.uint(2 * value if value >= 0 else -2 * value - 1)
-
-    def text(self, value: str) -> None:
-        raw = value.encode()
-        self.uint(len(raw))
-        self.data += raw
-
-    def shape(self, shape: tuple[int, ...]) -> None:
-        for size in shape:
-            self.uint(size)
-
-
-class _Reader:
-    """Bytes of the header, read without trust."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, count: int, what: str) -> bytes:
-        if count > len(self.data) - self.at:
-            raise FormatError(f"{what}: {count} bytes expected, {len(self.data) - self.at} left")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def uint(self, what: str, limit: int = 1 << 40) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1, what)[0]
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128 or shift > 42:
-                break
-        if value > limit:
-            raise FormatError(f"{what}: expected at most {limit}, found {value}")
-        return value
-
-    def sint(self, what: str, limit: int = 1 << 40) -> int:
-        value = self.uint(what, 2 * limit)
-        return value // 2 if value % 2 == 0 else -(value + 1) // 2
-
-    def text(self, what: str) -> str:
-        raw = self.take(self.uint(what), what)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{what}: expected UTF-8 text, found {raw[:16]!r}") from None
-
-    def shape(self, axes: int, what: str) -> tuple[int, ...]:
-        return tuple(self.uint(what, 1 << 31) for _ in range(axes))
 
 
 def most_weights(size_bytes: int) -> int:
@@ -230,7 +179,7 @@ def _range_of(values: Ints) -> tuple[int, int]:
     return (int(values.min()), int(values.max())) if len(values) else (0, 0)
 
 
-def _write_levels(tensor: LevelTensor, header: _Writer, stream: Encoder) -> None:
+def _write_levels(tensor: LevelTensor, header: Writer, stream: Encoder) -> None:
     model = tensor.model
     taps = model.taps if model.taps.any() else None
     lists = (model.rows, model.columns, taps)
@@ -270,7 +219,7 @@ def _write_levels(tensor: LevelTensor, header: _Writer, stream: Encoder) -> None
     stream.levels(tensor.levels, model)
 
 
-def _read_range(header: _Reader, name: str, low: int, high: int, most: int) -> tuple[int, int]:
+def _read_range(header: Reader, name: str, low: int, high: int, most: int) -> tuple[int, int]:
     first = header.sint(f"`{name}` range", 1 << 31)
     last = first + header.uint(f"`{name}` range", most)
     if first < low or last > high:
@@ -297,7 +246,7 @@ class _LevelsHeader:
     """Ranges of the offsets of rows, columns and taps, and of the exponents."""
 
 
-def _read_levels_header(name: str, header: _Reader, budget: _Budget) -> _LevelsHeader:
+def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHeader:
     flags = header.uint(f"`{name}` flags", 2 * 64 * len(_AXES) - 1)
     axis = _AXES[flags // 64 % len(_AXES)]
     axes = header.uint(f"`{name}` axes", MAX_AXES)
@@ -333,7 +282,7 @@ def _read_levels_header(name: str, header: _Reader, budget: _Budget) -> _LevelsH
     )
 
 
-def _read_context(name: str, header: _Reader) -> Context:
+def _read_context(name: str, header: Reader) -> Context:
     pitch = header.uint(f"`{name}` pitch", MAX_PITCH)
     numbers = [header.sint(f"`{name}` context", STRONGEST) for _ in range(4)]
     tilt = header.sint(f"`{name}` tilt", MAX_TILT)
@@ -381,7 +330,7 @@ def write(contents: Contents) -> bytes:
 
     Raises `FormatError` for contents that a file cannot hold: foreign types, a range of exponents beyond all measure.
     """
-    header, stream, raw = _Writer(), Encoder(), bytearray()
+    header, stream, raw = Writer(), Encoder(), bytearray()
     header.text(contents.metadata)
     header.uint(len(contents.records))
     previous = b""
@@ -400,6 +349,9 @@ def write(contents: Contents) -> bytes:
         elif isinstance(record, Number):
             header.uint(_KINDS.index(_NUMBER))
             header.uint(record.value)
+        elif isinstance(record, GraphRecord):
+            header.uint(_KINDS.index(_GRAPH))
+            header.data += encode_graph(record.graph, [r.name for r in contents.records])
         elif isinstance(record, NormTensor):
             header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"))
             header.uint(len(record.scale))
@@ -427,15 +379,15 @@ def _check_writable(record: Record) -> None:
         if not 0 <= record.value <= MAX_NUMBER:
             raise FormatError(f"`{record.name}`: expected a number of 0 … {MAX_NUMBER}, found {record.value}")
         return
-    if isinstance(record, NormTensor):
+    if isinstance(record, NormTensor | GraphRecord):
         return
     shape = record.original_shape if isinstance(record, LevelTensor) else record.values.shape
     if len(shape) > MAX_AXES:
         raise FormatError(f"`{record.name}`: expected at most {MAX_AXES} axes, found {len(shape)}")
     if isinstance(record, RawTensor):
-        if str(record.values.dtype) not in _DTYPES:
+        if str(record.values.dtype) not in DTYPES:
             raise FormatError(
-                f"`{record.name}`: numbers of type {record.values.dtype} cannot be stored, only {', '.join(_DTYPES)}"
+                f"`{record.name}`: numbers of type {record.values.dtype} cannot be stored, only {', '.join(DTYPES)}"
             )
         return
     low, high = _range_of(record.exponents)
@@ -461,14 +413,17 @@ def read(data: bytes) -> Contents:
         raise FormatError(f"format version {data[3]}, this reader knows {VERSION}\nhint: upgrade selfcompress")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise FormatError("the checksum does not match: the file is truncated or altered\nhint: copy it again")
-    header, budget = _Reader(data[4:-4]), _Budget(len(data))
+    header, budget = Reader(data[4:-4]), _Budget(len(data))
     metadata = header.text("metadata")
     pending: list[tuple[str, str, tuple[int, ...]]] = []
     heads: list[_LevelsHeader] = []
     numbers: list[Number] = []
+    graphs: list[GraphRecord] = []
     order: list[tuple[str, int]] = []
-    previous, names = b"", set[str]()
+    previous, names = b"", dict[str, None]()
     for _ in range(header.uint("number of records", len(data))):
+        if graphs:
+            raise FormatError(f"`{GRAPH_NAME}`: expected the graph as the last record")
         shared = header.uint("name", len(previous))
         previous = previous[:shared] + header.take(header.uint("name", MAX_NAME - shared), "name")
         try:
@@ -477,7 +432,7 @@ def read(data: bytes) -> Contents:
             raise FormatError(f"name: expected UTF-8 text, found {previous[:16]!r}") from None
         if name in names:
             raise FormatError(f"`{name}` occurs twice")
-        names.add(name)
+        names[name] = None
         kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1)]
         if kind == _LEVELS:
             order.append((_LEVELS, len(heads)))
@@ -485,6 +440,13 @@ def read(data: bytes) -> Contents:
         elif kind == _NUMBER:
             order.append((_NUMBER, len(numbers)))
             numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER)))
+        elif kind == _GRAPH:
+            if name != GRAPH_NAME:
+                raise FormatError(f"`{name}`: expected a graph to have the name `{GRAPH_NAME}`")
+            order.append((_GRAPH, 0))
+            start = header.at
+            graph = decode_graph(header, list(names))
+            graphs.append(GraphRecord(graph, header.at - start))
         else:
             order.append((kind, len(pending)))
             axes = 1 if kind.startswith(_NORM) else header.uint(f"`{name}` axes", MAX_AXES)
@@ -496,11 +458,11 @@ def read(data: bytes) -> Contents:
     except MemoryError:
         raise FormatError("there is not enough memory for the weights that the file says it holds") from None
     stream.finish()
-    found: dict[str, Sequence[Record]] = {_LEVELS: coded, _NUMBER: numbers}
+    found: dict[str, Sequence[Record]] = {_LEVELS: coded, _NUMBER: numbers, _GRAPH: graphs}
     return Contents(tuple(found.get(kind, plain)[i] for kind, i in order), metadata)
 
 
-def _read_raw(header: _Reader, name: str, kind: str, shape: tuple[int, ...]) -> RawTensor | NormTensor:
+def _read_raw(header: Reader, name: str, kind: str, shape: tuple[int, ...]) -> RawTensor | NormTensor:
     dtype = np.dtype(kind.removeprefix(f"{_NORM} ")).newbyteorder("<")
     count = math.prod(shape)
     if not count and _weights(shape) > 1 << 31:

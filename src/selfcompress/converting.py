@@ -4,9 +4,11 @@
 layers keep their class, `layer.weight` is the quantised weight, and the real one that the optimizer trains moves to
 `layer.parametrizations.weight.original`. What is left in float is listed with the reason.
 
-`restore` takes the quantizers off again and leaves the quantised values: a plain network that computes the same.
+`restore` takes the quantizers off again and leaves the quantised values: a plain network that computes the
+same. `plain_copy` does so with a copy.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -280,6 +282,18 @@ def restore(model: nn.Module) -> nn.Module:
         if not parametrize.is_parametrized(module):
             _make_plain(module)
     return model
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy of a converted model with its quantised values and without quantizers; `model` stays as it is."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if parametrize.is_parametrized(module):
+            # a copy shares its class with the original, and taking a quantizer off changes the class
+            kind = type(module)
+            own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(kind.__name__, kind.__bases__, own)
+    return restore(twin)
 
 
 def plain_name(name: str) -> str:

@@ -7,6 +7,7 @@ SelfcompressError
 ├── DataError (ValueError)         a data folder or file that is missing, foreign or damaged
 ├── FormatError (ValueError)       a `.scn` file that is truncated, altered, foreign or for another model
 ├── CheckpointError (ValueError)   a training checkpoint that does not fit
+├── ExportError (RuntimeError)     an export that does not compute what it was made from
 ├── NonFiniteError (ArithmeticError)  NaN or infinity in the loss or in a parameter
 └── OutputError (OSError)          a place that cannot be written
 ```
@@ -42,6 +43,10 @@ class CheckpointError(SelfcompressError, ValueError):
 
 class NonFiniteError(SelfcompressError, ArithmeticError):
     """NaN or infinity in the loss or in a parameter."""
+
+
+class ExportError(SelfcompressError, RuntimeError):
+    """An exported network that does not compute what it was made from."""
 
 
 class OutputError(SelfcompressError, OSError):

@@ -8,6 +8,9 @@ statistics are not needed any more, and the layer keeps its place, so nothing el
 comes back is plain PyTorch: no quantizers, no trace of this package. Nothing is changed before everything has been
 checked.
 
+With `example_inputs`, `save` also writes the network's graph (`capturing.py`), a hundred bytes or so, and `load` makes
+the network from the file alone (`interpreting.py`).
+
 Evaluation of the loaded network is what counts: the numbers in the file are the numbers it computes with.
 """
 
@@ -15,15 +18,18 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .capturing import capture, example_tensors
 from .container import (
+    GRAPH_NAME,
     Contents,
+    GraphRecord,
     LevelTensor,
     NormTensor,
     Number,
@@ -36,9 +42,11 @@ from .container import (
     write,
     write_file,
 )
-from .converting import Compressed, compressed_tensors
+from .converting import Compressed, compressed_tensors, plain_copy
 from .errors import FormatError, NonFiniteError, UsageError
 from .fitting import fit_levels
+from .graph import stored_names
+from .interpreting import StoredNetwork, build
 from .quantizer import ChannelQuantizer, from_rows
 from .shrinking import ORIGINAL_SIZES, sync_sizes
 
@@ -73,13 +81,16 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What a `.scn` file holds, part by part; the parts and `overhead_bytes` sum to `size_bytes`."""
+    """What a `.scn` file holds, part by part; the parts, `graph_bytes` and
+    `overhead_bytes` sum to `size_bytes`."""
 
     size_bytes: int
     metadata: str
     tensors: tuple[TensorSummary, ...]
     overhead_bytes: float
     """Names, shapes, model parameters, checksum and the stream's last word."""
+    graph_bytes: int = 0
+    """Bytes of the network's graph; 0 if the file has none, and its network's code is needed to load it."""
 
 
 def _folds(module: nn.Module) -> bool:
@@ -163,8 +174,8 @@ def _norm_tensor(name: str, norm: nn.BatchNorm2d) -> NormTensor:
     return NormTensor(name, both[0], both[1])
 
 
-def contents_of(model: nn.Module, metadata: str = "") -> Contents:
-    """All that a file of this converted network holds. Raises `UsageError` if it has no quantizers."""
+def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[Tensor, ...] | None = None) -> Contents:
+    """All that a file of this converted network holds; takes and raises what `save` does."""
     tensors = {c.name: c for c in compressed_tensors(model)}
     if not tensors:
         raise UsageError(
@@ -183,45 +194,78 @@ def contents_of(model: nn.Module, metadata: str = "") -> Contents:
     for prefix, module in model.named_modules():
         names = vars(module).get(ORIGINAL_SIZES, ())
         records += [Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)) for name in names]
+    if example_inputs is not None:
+        records += _graph_records(model, example_tensors(example_inputs))
     return Contents(tuple(records), metadata)
 
 
-def pack(model: nn.Module, metadata: str = "") -> bytes:
+def _graph_records(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Record]:
+    """The graph of a converted network, after the tensors that only the graph needs."""
+    plain = plain_copy(model).eval()
+    names, norms = {}, {}
+    for name, module, tensor_name in _places(plain):
+        if tensor_name:
+            names[id(getattr(module, tensor_name))] = name
+        else:
+            norms[id(module.running_mean)] = name
+    captured = capture(plain, example_inputs, names, norms)
+    # as they are, unlike parameters: nobody has scored the network with these rounded
+    constants = [RawTensor(name, tensor.detach().cpu().numpy()) for name, tensor in captured.constants]
+    return [*constants, GraphRecord(captured.graph)]
+
+
+def pack(model: nn.Module, metadata: str = "", *, example_inputs: tuple[Tensor, ...] | None = None) -> bytes:
     """The bytes of the file that `save` writes."""
-    return write(contents_of(model, metadata))
+    return write(contents_of(model, metadata, example_inputs=example_inputs))
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], metadata: str = "") -> int:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    metadata: str = "",
+    *,
+    example_inputs: tuple[Tensor, ...] | None = None,
+) -> int:
     """Write a self-compressing network to a `.scn` file.
 
     Args:
         model: a network to which a `SelfCompressor` has been attached; it is not changed.
         path: where to; written all or nothing.
         metadata: free text that `inspect` shows; its bytes count.
+        example_inputs: positional arguments of the network's `forward`, tensors whose axis 0 is the batch. With them
+            the file holds the network's graph, too, and can be loaded without the network's code.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
-        UsageError: the network has no quantizers. OutputError: the place cannot be written.
+        UsageError: the network has no quantizers, or its code cannot be written down as a graph. OutputError: the place
+        cannot be written.
     """
-    data = pack(model, metadata)
+    data = pack(model, metadata, example_inputs=example_inputs)
     write_file(path, data)
     return len(data)
 
 
-def load(path: str | os.PathLike[str], *, into: Model) -> Model:
-    """Read a `.scn` file into a freshly built network of the same architecture, which is made small, in place.
+@overload
+def load(path: str | os.PathLike[str], *, into: Model) -> Model: ...
+@overload
+def load(path: str | os.PathLike[str], *, into: None = None) -> StoredNetwork: ...
+def load(path: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn.Module:
+    """Read a `.scn` file: into a freshly built network of the same architecture, or by its own graph.
 
     Args:
         path: the file.
-        into: the network as its code builds it, before any compression.
+        into: the network as its code builds it, before any compression; it is made small, in place. None for a file
+            that has its graph: see `save`.
 
     Returns:
-        `into`, now a plain small network in evaluation mode whose weights are those of the file.
+        A plain small network in evaluation mode whose weights are those of the file: `into`, or a module that runs the
+        file's graph, on any batch size.
 
     Raises:
-        FormatError: the file is damaged or foreign, or made for another network; `into` is unchanged then.
+        FormatError: the file is damaged or foreign, or made for another network; `into` is unchanged then. Or there is
+        no `into`, and no graph in the file.
     """
     data = read_file(path)
     try:
@@ -230,13 +274,44 @@ def load(path: str | os.PathLike[str], *, into: Model) -> Model:
         raise FormatError(f"`{path}`: {error}") from None
 
 
-def unpack(data: bytes, into: Model) -> Model:
-    """Read the bytes of a `.scn` file into a freshly built network; see `load`."""
+def unpack(data: bytes, into: nn.Module | None = None) -> nn.Module:
+    """Read the bytes of a `.scn` file into a freshly built network, or by its graph; see `load`."""
+    return _by_graph(read(data)) if into is None else _fill(data, into)
+
+
+def _by_graph(contents: Contents) -> StoredNetwork:
+    graphs = [record.graph for record in contents.records if isinstance(record, GraphRecord)]
+    if not graphs:
+        raise FormatError(
+            "expected a file that holds its network's graph, found one that does not\n"
+            "hint: build the network by its code and load with `into=`; `save(..., example_inputs=(x,))` writes a graph"
+        )
+    needed, tensors = stored_names(graphs[0]), dict[str, Tensor | tuple[Tensor, Tensor]]()
+    kinds = [getattr(torch, item.dtype) for item in graphs[0].inputs if item.dtype.startswith("float")]
+    kind = kinds[0] if kinds else torch.float32
+    for record in contents.records:
+        if record.name not in needed:
+            continue
+        if isinstance(record, NormTensor):
+            tensors[record.name] = (torch.from_numpy(record.scale).to(kind), torch.from_numpy(record.shift).to(kind))
+        elif isinstance(record, RawTensor):
+            values = torch.from_numpy(record.values)
+            own = record.name.startswith(GRAPH_NAME)
+            tensors[record.name] = values if own or not values.is_floating_point() else values.to(kind)
+        elif isinstance(record, LevelTensor):
+            tensors[record.name] = level_weights(record, np.float64 if kind == torch.float64 else np.float32).to(kind)
+    if missing := sorted(needed - tensors.keys()):
+        raise FormatError(f"graph: expected a tensor `{missing[0]}`, found none")
+    return build(graphs[0], tensors)
+
+
+def _fill(data: bytes, into: nn.Module) -> nn.Module:
     if compressed_tensors(into):
         raise UsageError("into: expected a plain network, found one with quantizers\nhint: build a new one")
     contents = read(data).records
     numbers = [record for record in contents if isinstance(record, Number)]
-    records = {record.name: record for record in contents if not isinstance(record, Number)}
+    own = [record for record in contents if not record.name.startswith(GRAPH_NAME)]
+    records = {r.name: r for r in own if not isinstance(r, Number | GraphRecord)}
     places = {name: (module, tensor) for name, module, tensor in _places(into)}
     missing, foreign = [n for n in places if n not in records], [n for n in records if n not in places]
     if missing or foreign:
@@ -290,12 +365,17 @@ def _values(record: LevelTensor | NormTensor | RawTensor, module: nn.Module, ten
     _check_fits(record.name, record.shape, place, record.original_shape)
     if tuple(place.shape) != record.original_shape:
         raise _mismatch(record.name, f"shape {record.original_shape}", f"shape {tuple(place.shape)}")
+    return (level_weights(record, np.float64 if place.dtype == torch.float64 else np.float32),)
+
+
+def level_weights(record: LevelTensor, precision: type[np.floating[Any]]) -> Tensor:
+    """The weights that levels and exponents stand for, in the shape that they have now."""
     model = record.model
-    steps: NDArray[Any] = np.zeros(len(model.alive_rows), np.float64 if place.dtype == torch.float64 else np.float32)
+    steps: NDArray[Any] = np.zeros(len(model.alive_rows), precision)
     steps[model.alive_rows] = np.exp2(record.exponents / record.resolution)
     rows: NDArray[Any] = record.levels.reshape(len(steps), math.prod(record.matrix[1:])) * steps[:, None]
     groups = record.groups if record.transposed else 1
-    return (from_rows(torch.from_numpy(rows), record.shape, record.axis, groups),)
+    return from_rows(torch.from_numpy(rows), record.shape, record.axis, groups)
 
 
 def _mismatch(name: str, in_file: str, in_network: str) -> FormatError:
@@ -335,8 +415,10 @@ def inspect(path: str | os.PathLike[str]) -> FileSummary:
         contents = read(data)
     except FormatError as error:
         raise FormatError(f"`{path}`: {error}") from None
-    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, Number))
-    return FileSummary(len(data), contents.metadata, tensors, len(data) - sum(t.size_bytes for t in tensors))
+    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, Number | GraphRecord))
+    graph_bytes = sum(record.size_bytes for record in contents.records if isinstance(record, GraphRecord))
+    overhead = len(data) - graph_bytes - sum(t.size_bytes for t in tensors)
+    return FileSummary(len(data), contents.metadata, tensors, overhead, graph_bytes)
 
 
 def _summary(record: LevelTensor | NormTensor | RawTensor) -> TensorSummary:

@@ -227,7 +227,7 @@ def _shape(shape: Sequence[int]) -> str:
 def file_table(summary: FileSummary) -> Table:
     """The tensors of a `.scn` file: shapes before and after, bits per weight, bytes, share; it ends with the sum."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    total = sum(tensor.size_bytes for tensor in summary.tensors) + summary.overhead_bytes
+    total = sum(tensor.size_bytes for tensor in summary.tensors) + summary.graph_bytes + summary.overhead_bytes
     table.add_column("tensor", footer="file", overflow="fold")
     table.add_column("channels", justify="right")
     table.add_column("shape left")
@@ -245,6 +245,9 @@ def file_table(summary: FileSummary) -> Table:
             f"{tensor.size_bytes:,.1f}",
             f"{100 * tensor.size_bytes / total:.1f} %",
         )
+    if summary.graph_bytes:
+        graph = ["(graph)", "", "", "", "", f"{summary.graph_bytes:,.1f}"]
+        table.add_row(*graph, f"{100 * summary.graph_bytes / total:.1f} %")
     rest = ["(names, shapes, check)", "", "", "", "", f"{summary.overhead_bytes:,.1f}"]
     table.add_row(*rest, f"{100 * summary.overhead_bytes / total:.1f} %")
     return table

@@ -106,7 +106,7 @@ class _Coarsening:
     @torch.no_grad()
     def apply(self, number: int) -> None:
         """Make the steps of so many rows larger."""
-        chosen = (self._rank < number).split([len(e) for e in self._exponents])
+        chosen = torch.split(self._rank < number, [len(e) for e in self._exponents])
         for exponent, before, rows in zip(self._exponents, self._before, chosen, strict=True):
             exponent.copy_(before + COARSER * rows)
 

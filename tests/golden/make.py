@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 
 from selfcompress.coder import LevelModel
-from selfcompress.container import Contents, LevelTensor, NormTensor, Number, RawTensor, matrix_shape, write
+from selfcompress.container import (
+    Contents,
+    GraphRecord,
+    LevelTensor,
+    NormTensor,
+    Number,
+    RawTensor,
+    matrix_shape,
+    write,
+)
 from selfcompress.contexts import Context
+from selfcompress.graph import END, Axis, DType, Graph, Input, Node, Result, Stored
 
 FOLDER = Path(__file__).parent
 
@@ -152,7 +162,33 @@ def lines() -> Contents:
     )
 
 
-GOLDEN = {"tiny": tiny, "full": full, "heads": heads, "lines": lines}
+def graph() -> Contents:
+    """The layer of `tiny`, a norm and a constant, with a graph that says everything that a graph can say."""
+    weight, bias = tiny().records
+    norm = NormTensor("norm", np.array([1, 0.5, -2], np.float16), np.array([0, 3, -0.25], np.float16))
+    ramp = RawTensor(".0", np.array([0.5, 1.5, -1.0], np.float32))
+    inputs = (Input("float32", (Axis(2, True), Axis(4, False))), Input("int64", (Axis(2, True),)))
+    nodes = (
+        Node("sym_size.int", (Result(0), 0)),
+        Node("linear", (Result(0), Stored("fc.weight"), Stored("fc.bias"))),
+        Node("norm", (Result(3), Stored("norm"), 1e-5)),
+        Node("gelu", (Result(4), "tanh")),
+        Node("+", (Result(2), 1000)),
+        Node("arange.start", (1000, Result(6), DType("int64"))),
+        Node("unsqueeze", (Result(7), -1)),
+        Node("slice.Tensor", (Result(8), 1, None, END)),
+        Node("add.Tensor", (Result(5), Stored(".0"))),
+        Node("mul.Tensor", (Result(10), Result(9))),
+        Node("max.dim", (Result(11), 1, False)),
+        Node("getitem", (Result(12), 1)),
+        Node("mean.dim", (Result(11), (-1,), True)),
+    )
+    return Contents(
+        (weight, bias, norm, ramp, GraphRecord(Graph(inputs, nodes, (Result(14), (Result(13), Result(1))))))
+    )
+
+
+GOLDEN = {"tiny": tiny, "full": full, "heads": heads, "lines": lines, "graph": graph}
 
 
 def stored(name: str) -> bytes:

@@ -228,6 +228,43 @@ def neighbours(number, pitch):
     return {0: [], 1: [-pitch - 1, 1 - pitch, pitch - 1, pitch + 1], 2: [-pitch, -1, 1, pitch]}[number] if pitch else []
 
 
+DTYPES = ("float16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def value(c, now, names):
+    """One value of section 5.3, as a pair of its tag and what it stands for."""
+    payload, tag = divmod(c.uint(), 8)
+    if tag == 0:
+        return "result", now - 1 - payload
+    if tag == 1:
+        return "record", names[payload]
+    if tag == 2:
+        return "int", -(payload + 1) // 2 if payload % 2 else payload // 2
+    if tag == 3:
+        return "list", [value(c, now, names) for _ in range(payload)]
+    if tag == 4:
+        return ("none", "false", "true", "end")[payload], None
+    if tag == 5:
+        return "type", DTYPES[payload]
+    if tag == 6:
+        return "float", c.numbers("d", 1)[0]
+    return "text", c.take(payload).decode("ascii")
+
+
+def graph(c, names):
+    """Inputs, nodes and output of section 5."""
+    size, stored = c.uint(), c.uint()
+    data = c.take(stored)
+    c = Cursor(data if size == stored else zlib.decompress(data, -15))
+    inputs = [(DTYPES[c.uint()], [divmod(c.uint(), 2) for _ in range(c.uint())]) for _ in range(c.uint())]
+    now, nodes = len(inputs), []
+    for _ in range(c.uint()):
+        operator = c.uint()
+        nodes.append((operator, [value(c, now, names) for _ in range(c.uint())]))
+        now += 1
+    return inputs, nodes, value(c, now, names)
+
+
 def read(data):
     assert data[:4] == b"SCN\x01"
     assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
@@ -242,13 +279,15 @@ def read(data):
             heads.append((name.decode(), kind, levels_header(c)))
         elif kind == 12:
             heads.append((name.decode(), kind, c.uint()))
+        elif kind == 13:
+            heads.append((name.decode(), kind, graph(c, [head[0] for head in heads])))
         else:
             heads.append((name.decode(), kind, c.uints(1 if kind < 3 else c.uint())))
     plain = {}
     for name, kind, shape in heads:
         if kind in (1, 2):
             plain[name] = (shape, c.numbers("ef"[kind - 1], shape[0]), c.numbers("ef"[kind - 1], shape[0]))
-        elif kind == 12:
+        elif kind in (12, 13):
             plain[name] = shape
         elif kind:
             plain[name] = (shape, c.numbers(RAW[kind], math.prod(shape)))

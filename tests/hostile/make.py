@@ -75,6 +75,29 @@ def plain(kind: int, *shape: int, called: str | bytes = "x", shared: int = 0) ->
     return name(called, shared) + uints(kind, len(shape), *shape)
 
 
+def graph(
+    body: bytes,
+    *,
+    size: int | None = None,
+    stored: bytes | None = None,
+    called: str = ".",
+) -> bytes:
+    """A record of a graph: `size` is what it says, `stored` the bytes that are there for `body`."""
+    kept = body if stored is None else stored
+    return name(called) + uints(13, len(body) if size is None else size, len(kept)) + kept
+
+
+def deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(body) + packer.flush()
+
+
+# inputs, nodes, output: one input of float32 (2, 4) with a free batch; values are uint(8 · payload + tag)
+INPUT = uints(1, 1, 2, 5, 8)
+OUTPUT = uints(0)
+BOMB = bytes(1 << 16)
+
+
 def _zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -110,7 +133,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
     "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
     # raw numbers
-    "unknown-kind": (file(plain(13, 0)), r"`x` kind: expected at most 12, found 13"),
+    "unknown-kind": (file(plain(14, 0)), r"`x` kind: expected at most 13, found 14"),
     "too-many-axes": (file(plain(3, *[1] * 9), raw=b"\0\0"), r"`x` axes: expected at most 8, found 9"),
     "raw-size-beyond-measure": (file(plain(3, 2**31 + 1)), r"`x` shape: expected at most 2147483648"),
     "raw-of-an-exabyte": (file(plain(6, 2**20, 2**20, 2**20)), r"`x`: 9223372036854775808 bytes expected, 0 left"),
@@ -194,6 +217,85 @@ FILES: dict[str, tuple[bytes, str]] = {
         file(plain(3, 1), raw=bytes(2), stream=STREAM * 3),
         r"entropy-coded part: its length is not that of its contents",
     ),
+    # graph
+    "graph-under-a-name": (
+        file(graph(INPUT + uints(0) + OUTPUT, called="g")),
+        r"`g`: expected a graph to have the name `.`",
+    ),
+    "graph-not-last": (
+        file(graph(INPUT + uints(0) + OUTPUT), plain(3, 0)),
+        r"`.`: expected the graph as the last record",
+    ),
+    "graph-missing": (file(name(".") + uints(13, 9, 9)), r"graph: 9 bytes expected, 0 left"),
+    "graph-bomb": (
+        file(graph(BOMB, stored=deflate(BOMB))),
+        r"graph: 65536 bytes expected from \d+, at most \d+ are",
+    ),
+    "graph-of-another-size": (
+        file(graph(bytes(600), size=599, stored=deflate(bytes(600)))),
+        r"graph: its deflated bytes are not 599 bytes",
+    ),
+    "graph-shorter-than-stored": (file(graph(bytes(9), size=8)), r"graph: 8 bytes expected from 9"),
+    "graph-damaged": (file(graph(bytes(99), stored=b"\xff" * 9)), r"graph: its deflated bytes are damaged"),
+    "graph-goes-on": (file(graph(INPUT + uints(0) + OUTPUT + b"\0")), r"graph: 1 bytes after its end"),
+    "graph-deflated-goes-on": (
+        file(graph(bytes(600), stored=deflate(bytes(600)) + b"\0")),
+        r"graph: 1 bytes after its end",
+    ),
+    "graph-of-a-trillion-inputs": (file(graph(uint(2**40))), r"inputs of the graph: expected at most 64, found"),
+    "graph-input-beyond-measure": (
+        file(graph(uints(1, 1, 2, 2**20, 2**20, 0) + OUTPUT)),
+        r"graph: an input of more than 2\^31 numbers",
+    ),
+    "graph-input-of-no-type": (file(graph(uints(1, 9, 0, 0) + OUTPUT)), r"type of an input: expected at most 8"),
+    "graph-of-a-trillion-nodes": (file(graph(INPUT + uint(2**40))), r"nodes of the graph: expected at most \d+"),
+    "graph-operator-4096": (
+        file(graph(INPUT + uints(1, 4096, 0) + OUTPUT)),
+        r"operator: expected at most \d+, found 4096",
+    ),
+    "graph-many-arguments": (
+        file(graph(INPUT + uints(1, 12, 65) + OUTPUT)),
+        r"arguments of `conv1d`: expected at most 64",
+    ),
+    "graph-reads-the-future": (
+        file(graph(INPUT + uints(1, 12, 1, 8) + OUTPUT)),
+        r"graph: a result before the first: expected at most 0, found 1",
+    ),
+    "graph-reads-another-record": (
+        file(graph(INPUT + uints(1, 12, 1, 8 * 7 + 1) + OUTPUT)),
+        r"graph: record: expected at most 0, found 7",
+    ),
+    "graph-list-without-end": (
+        file(graph(INPUT + uints(1, 12, 1, 8 * 2**30 + 3) + OUTPUT)),
+        r"graph: list: expected at most \d+, found 1073741824",
+    ),
+    "graph-lists-too-deep": (
+        file(graph(INPUT + uints(1, 12, 1, *[11] * 9) + OUTPUT)),
+        r"graph: lists more than 4 deep",
+    ),
+    "graph-constant-9": (
+        file(graph(INPUT + uints(1, 12, 1, 8 * 9 + 4) + OUTPUT)),
+        r"graph: constant: expected at most 3",
+    ),
+    "graph-type-9": (file(graph(INPUT + uints(1, 12, 1, 8 * 9 + 5) + OUTPUT)), r"graph: type: expected at most 8"),
+    "graph-number-of-36-bits": (
+        file(graph(INPUT + uints(1, 12, 1, 8 * (2**36 + 1) + 2) + OUTPUT)),
+        r"graph: whole number: expected at most 68719476736",
+    ),
+    "graph-float-cut-off": (file(graph(INPUT + uints(1, 12, 1, 6))), r"float in the graph: 8 bytes expected, 0 left"),
+    "graph-float-2": (
+        file(graph(INPUT + uints(1, 12, 1, 8 + 6) + OUTPUT)),
+        r"graph: float: expected at most 0, found 1",
+    ),
+    "graph-text-too-long": (
+        file(graph(INPUT + uints(1, 12, 1, 8 * 65 + 7) + bytes(65))),
+        r"graph: text: expected at most 64",
+    ),
+    "graph-text-not-ascii": (
+        file(graph(INPUT + uints(1, 12, 1, 8 * 2 + 7) + b"\xff\xff" + OUTPUT)),
+        r"graph: expected ASCII text, found b'\\xff\\xff'",
+    ),
+    "graph-without-output": (file(graph(INPUT + uints(0) + uint(4))), r"graph: expected an output that is a result"),
     # masks in the form of runs: the first word says form 1, the rest says nonsense about their number
     "runs-without-end": (
         file(levels(original=(40, 2), ranges=((0, 0),)), stream=b"\xff\xff\xff\xfe" * 2),

@@ -93,6 +93,7 @@ def train(
     out_dir: str | os.PathLike[str],
     *,
     resume: bool = False,
+    graph: bool = False,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
 ) -> Result:
@@ -102,6 +103,7 @@ def train(
         recipe: what to train. When resuming it must equal the run's own, up to device and data folder.
         out_dir: folder of the run; made if it is missing.
         resume: go on with the run that is there.
+        graph: write the network's graph into the file, too, so that it loads without the network's code.
         on_epoch: called with the record of every finished epoch, those of a resumed run included.
         on_step: called with epoch, step and steps per epoch after every step; all count from 1.
 
@@ -109,7 +111,7 @@ def train(
     if it cannot be written, `CheckpointError` if its checkpoint does not fit, `NonFiniteError` if the loss is not a
     number, `DataError` for the data, and `Interrupted` on Ctrl-C or SIGTERM. What was finished before an error is kept.
     """
-    return _run(recipe, Path(out_dir), compress=True, resume=resume, on_epoch=on_epoch, on_step=on_step)
+    return _run(recipe, Path(out_dir), compress=True, resume=resume, graph=graph, on_epoch=on_epoch, on_step=on_step)
 
 
 def train_float(
@@ -154,7 +156,14 @@ class _Job:
 
 
 def _run(
-    recipe: Recipe, folder: Path, *, compress: bool, resume: bool, on_epoch: OnEpoch | None, on_step: OnStep | None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    compress: bool,
+    resume: bool,
+    graph: bool = False,
+    on_epoch: OnEpoch | None,
+    on_step: OnStep | None,
 ) -> Result:
     checkpoint = _find_checkpoint(folder, recipe, compress=compress, resume=resume)
     job = _prepare(recipe, folder, compress, checkpoint)
@@ -174,7 +183,7 @@ def _run(
                 _append_metrics(job, record)
                 if on_epoch is not None:
                     on_epoch(record)
-            return _finish(job)
+            return _finish(job, graph)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(len(_read_checkpoint(folder)["records"]), folder) from interrupt
 
@@ -434,7 +443,7 @@ def _append_metrics(job: _Job, record: EpochRecord) -> None:
         ) from error
 
 
-def _finish(job: _Job) -> Result:
+def _finish(job: _Job, graph: bool) -> Result:
     """Write the file, load it into a fresh network, score that, and write `result.json`."""
     recipe = job.recipe
 
@@ -445,7 +454,8 @@ def _finish(job: _Job) -> Result:
     fresh = build_for(job.dataset, recipe.network, recipe.width).to(job.device)
     if job.compressor is not None:
         path = job.folder / FILE
-        save(job.model, path, metadata=recipe.label)
+        example = job.dataset.example_inputs(2, job.device) if graph else None
+        save(job.model, path, metadata=recipe.label, example_inputs=example)
         score = score_file(path, fresh, batches())
         penalty_bytes = job.compressor.penalty_bytes()
     else:
