@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from harness import LENET, MLP, RECORDS, RESNET, finish, keep, show, summarize
+from harness import CONV5, LENET, MLP, RECORDS, RESNET, finish, keep, rewrite, show, summarize
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.training import CHECKPOINT, train, train_float
 
@@ -36,6 +36,9 @@ ROWS: dict[str, Recipe] = {
     "lenet5-float": replace(LENET, gamma=0.0),
     "lenet5-bit-depth": replace(LENET, gamma=0.03, **PUBLISHED),
     "lenet5-code-length": replace(LENET, gamma=1.7),
+    "conv5-float": replace(CONV5, gamma=0.0),
+    "conv5-bit-depth": replace(CONV5, gamma=0.03, **PUBLISHED),
+    "conv5-code-length": replace(CONV5, gamma=1.0),
     "resnet9-float": replace(RESNET, gamma=0.0),
     "resnet9-bit-depth": replace(RESNET, gamma=0.1, lr=1e-3, **PUBLISHED),
     "resnet9-code-length": replace(RESNET, gamma=0.15),
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=0)
     parser.add_argument("--gamma", type=float)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -81,6 +85,8 @@ def main() -> None:
             recipe = replace(recipe, epochs=args.epochs)
         results = []
         for seed in args.seeds:
+            if args.rewrite:
+                rewrite(args.runs / f"{name}-{seed}", args.data_dir)
             results.append(run(name, replace(recipe, seed=seed), args.runs))
             record = summarize(name, f"python bench/train.py --data-dir DATA --only {name}", recipe, results)
             show(record)

@@ -20,6 +20,7 @@ def count_weights(network: nn.Module) -> int:
     [
         ("lenet-300-100", GREY, None, 266_200),
         ("lenet5", GREY, None, 430_500),
+        ("conv5", GREY, None, 87_456),
         ("resnet9", COLOR, None, 6_568_640),
         ("resnet9", COLOR, 16, 411_824),
         ("resnet9", COLOR, 8, 103_384),
@@ -68,7 +69,7 @@ def test_an_image_network_gives_one_logit_per_class_or_says_that_the_image_is_to
 
 
 def test_images_need_not_be_square() -> None:
-    for name in ("lenet-300-100", "lenet5", "resnet9", "resnet20", "vgg16"):
+    for name in ("lenet-300-100", "lenet5", "conv5", "resnet9", "resnet20", "vgg16"):
         network = build_network(name, input_shape=(3, 32, 48), num_classes=7, width=4)
         assert network(torch.randn(2, 3, 32, 48)).shape == (2, 7)
 

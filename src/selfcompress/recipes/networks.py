@@ -7,6 +7,7 @@ What is here: `build_network(name, input_shape=…, num_classes=…)` -> `nn.Mod
 |---|---|---|
 | `lenet-300-100` | 266,200 on 28 × 28 grey | LeCun et al. 1998 |
 | `lenet5` | 430,500 on 28 × 28 grey | LeCun et al. 1998, in the sizes of Caffe's example: 20-50-500 |
+| `conv5` | 87,456 on 28 × 28 grey | the network for MNIST of tinygrad's examples, its last layer as a convolution |
 | `resnet9` | 6,568,640 on 32 × 32 color | D. Page, cifar10-fast (2018) |
 | `resnet20` | 270,896 on 32 × 32 color | He et al. 2015 (arXiv 1512.03385, section 4.2) |
 | `vgg16` | 14,977,728 on 32 × 32 color | Simonyan & Zisserman 2014, with batch norm, for CIFAR |
@@ -70,6 +71,33 @@ class LeNet5(nn.Module):
         x = F.max_pool2d(self.conv2(x), 2)
         x = F.relu(self.fc1(x.flatten(1)))
         return cast(Tensor, self.fc2(x))
+
+
+class Conv5(nn.Module):
+    """Two pairs of convolutions without padding, of 5 × 5 and 3 × 3, each with a norm and a max pool, and a 1 × 1 one.
+
+    `width` 32 gives the original: 32-32-64-64. Images need 20 × 20 pixels or more.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        channels, height, image_width = input_shape
+        left_over = [((size - 8) // 2 - 4) // 2 for size in (height, image_width)]
+        self.conv1 = nn.Conv2d(channels, width, 5)
+        self.conv2 = nn.Conv2d(width, width, 5)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3)
+        self.conv4 = nn.Conv2d(2 * width, 2 * width, 3)
+        self.norm2 = nn.BatchNorm2d(2 * width)
+        self.conv5 = nn.Conv2d(2 * width * left_over[0] * left_over[1], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images."""
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        x = F.max_pool2d(self.norm1(x), 2)
+        x = F.relu(self.conv4(F.relu(self.conv3(x))))
+        x = F.max_pool2d(self.norm2(x), 2)
+        return cast(Tensor, self.conv5(x.flatten(1)[:, :, None, None])).flatten(1)
 
 
 class ConvNorm(nn.Module):
@@ -306,6 +334,7 @@ class NetworkFacts:
 NETWORKS: dict[str, NetworkFacts] = {
     "lenet-300-100": NetworkFacts("three linear layers", "mnist", 300, "image", build=LeNet300100),
     "lenet5": NetworkFacts("two convolutions, two linear layers (Caffe's)", "mnist", 20, "image", 16, LeNet5),
+    "conv5": NetworkFacts("five convolutions with batch norm", "mnist", 32, "image", 20, Conv5),
     "resnet9": NetworkFacts("Page's fast residual network", "cifar10", 64, "image", 8, ResNet9),
     "resnet20": NetworkFacts("He's residual network for CIFAR", "cifar10", 16, "image", 1, ResNet20),
     "vgg16": NetworkFacts("13 convolutions with batch norm, two linear layers", "cifar10", 64, "image", 32, VGG16),
