@@ -111,6 +111,7 @@ def summarize(name: str, command: str, recipe: Recipe, results: list[dict[str, A
         "loss_bytes_over_file_bytes": [r["size_share"] for r in results],
         "weights_alive": spread([s["weights_alive"] for s in summaries]),
         "channels_alive": spread([s["channels_alive"] for s in summaries]),
+        "macs": spread([r["macs"] for r in results]) if all("macs" in r for r in results) else None,
         "seconds_first_epoch": spread([s["seconds_first"] for s in summaries]),
         "seconds_last_epoch": spread([s["seconds_last"] for s in summaries]),
         "recipe": asdict(replace(recipe, data_dir=None)),

@@ -21,8 +21,11 @@ from typing import Any
 import torch
 
 from harness import CONV5, LENET, MLP, RECORDS, RESNET, finish, keep, rewrite, show, summarize
+from selfcompress.packing import load
+from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import CHECKPOINT, train, train_float
+from selfcompress.recipes.training import CHECKPOINT, FILE, build_for, train, train_float
+from selfcompress.scoring import count_macs
 
 TEXT = Recipe(
     dataset="text", network="gpt", epochs=8, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8,
@@ -52,7 +55,7 @@ def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
     """Train one row with one seed, or take up where it was left, and return its result."""
     folder = runs / f"{name}-{recipe.seed}"
     start = train_float if name.endswith("-float") else train
-    return finish(
+    result = finish(
         folder,
         lambda: start(
             recipe,
@@ -61,6 +64,11 @@ def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
             on_epoch=lambda r: print(f"{name} {recipe.seed}: {r.to_json()}", flush=True),
         ),
     )
+    dataset = load_dataset(recipe.dataset, recipe.data_dir)
+    network = build_for(dataset, recipe.network, recipe.width)
+    if (folder / FILE).exists():
+        load(folder / FILE, into=network)
+    return result | {"macs": count_macs(network, dataset.example_inputs(1))}
 
 
 def main() -> None:

@@ -117,3 +117,18 @@ def test_a_stopwatch_measures_the_block() -> None:
 def test_a_result_says_on_what_it_was_measured() -> None:
     assert {"system", "processor", "cores", "threads", "device"} <= set(scoring.describe_machine())
     assert scoring.describe_versions()["torch"] == torch.__version__
+
+
+def test_multiply_accumulates_are_those_of_the_formulas() -> None:
+    conv = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4, stride=2))
+    images = (torch.zeros(1, 3, 10, 10),)
+    assert scoring.count_macs(conv, images) == 100 * 8 * 3 * 9 + 16 * 8 * 2 * 9
+    assert scoring.count_macs(small_network(), (torch.zeros(5, 6),)) == 5 * (6 * 5 + 5 * 3)
+
+
+def test_counting_leaves_the_model_in_its_mode() -> None:
+    model = small_network().train()
+    before = model[2].running_mean.clone()
+    scoring.count_macs(model, (torch.randn(5, 6),))
+    assert model.training
+    assert torch.equal(model[2].running_mean, before)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .container import write_file
 from .errors import FormatError, UsageError
@@ -122,6 +124,21 @@ def count_living(model: nn.Module) -> Counts:
         channels_alive=sum(int((r != 0).any(1).sum()) for r in rows),
         channels_total=sum(r.shape[0] for r in rows),
     )
+
+
+def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
+    """Multiply-accumulates of convolutions, matrix products and attention in `model(*example_inputs)`, in eval mode.
+
+    For one sample give a batch of one. Counted by torch's own `FlopCounterMode`, which knows no others.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(*example_inputs)
+    finally:
+        model.train(was_training)
+    return int(counter.get_total_flops()) // 2
 
 
 def _float_entries(model: nn.Module) -> dict[str, Tensor]:
