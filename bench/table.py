@@ -64,10 +64,10 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     note = (
-        "Mean ± standard deviation over n seeds, of the loaded file, on the test set. All rows of a task have the same\n"
-        "epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-accumulates for one image, or for 128\n"
-        "characters. Loss said: bytes that the loss charged for at the end, over bytes of the file. Commands, all seeds and\n"
-        "versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
+        "Mean ± standard deviation over n seeds, of the loaded file, on the test set. All rows of a task have the\n"
+        "same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-accumulates for one image, or\n"
+        "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file. Commands,\n"
+        "all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *(r for r in rows if r)]) + "\n\n" + note
 
