@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
 def on_the_curve(fixed: list[dict[str, Any]], size: float) -> float | None:
     """Accuracy at this size between the two fixed γ around it, linear in the logarithm of the size."""
     points = sorted((p["file_bytes"], p["accuracy"]) for p in fixed)
-    for (a, low), (b, high) in zip(points, points[1:], strict=False):
+    for (a, low), (b, high) in pairwise(points):
         if a <= size <= b:
             share = (math.log(size) - math.log(a)) / (math.log(b) - math.log(a)) if b > a else 0.0
             return float(low + share * (high - low))
@@ -88,8 +89,8 @@ def show(records: dict[str, Any]) -> None:
         for r in record["targets"]:
             fixed = "" if r["fixed_gamma_accuracy"] is None else f"{100 * r['fixed_gamma_accuracy']:.2f}"
             print(
-                f"| {name} | {r['target']} | {r['target_bytes']:,} | {r['file_bytes']:,} | {r['share_of_target']:.3f} | "
-                f"{'yes' if r['met'] else 'no'} | {100 * r['accuracy']:.2f} | {fixed} |"
+                f"| {name} | {r['target']} | {r['target_bytes']:,} | {r['file_bytes']:,} | {r['share_of_target']:.3f} "
+                f"| {'yes' if r['met'] else 'no'} | {100 * r['accuracy']:.2f} | {fixed} |"
             )
 
 
