@@ -1,0 +1,411 @@
+"""The smallest file that loses no more than a given accuracy, without a γ or a size to guess.
+
+A trunk starts from the float network and trains at a constant learning rate while its size falls, by the same factor in
+each epoch, to far below any use; whenever it has fallen by another 15 %, the state is kept. A branch goes on from a
+kept state: its learning rate falls to the floor while a target holds its size; its file is loaded again and scored on
+examples that were held out. Which branches are made is a bisection: accuracy is taken to fall with the size, and where
+two branches say otherwise, the outcome notes it. The test set is looked at once, for the chosen file.
+
+Each part is a run in a folder of its own, so a search that is stopped goes on where it was. The trunk is the first half
+of a run towards a target: there the planned path of sizes falls (`budget.py`), and the landing is never reached.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..compressor import SelfCompressor
+from ..container import write_file
+from ..errors import CheckpointError, UsageError
+from ..reporting import Attempt, EpochRecord
+from ..scoring import Score, file_bytes, score_file, score_model
+from ..steering import smallest_bytes
+from .datasets import load_dataset
+from .recipe import Recipe
+from .starting import load_weights
+from .training import (
+    CHECKPOINT,
+    EVALUATION_BATCH,
+    FILE,
+    METRICS,
+    RESULT,
+    OnPart,
+    Result,
+    build_for,
+    check_origin,
+    find_device,
+    make_folder,
+    read_checkpoint,
+    read_recipe,
+    train,
+    train_float,
+    train_part,
+    write_checkpoint,
+)
+
+SEARCH = "search.json"
+"""What a search was started with; in its folder."""
+HELD_OUT = 10
+"""One of so many training examples is held out if the recipe holds out none."""
+SPACING = 0.85
+"""A state is kept when the size has fallen to this share of the last one that was kept."""
+BRANCH = 0.15
+"""Epochs of a branch, as a share of the recipe's."""
+FLOOR = 1e-3
+"""The trunk's path leads towards this share of the float network …"""
+LEAST = 1.5
+"""… or towards so many times the smallest file that this network can become, whichever is more."""
+HOPELESS = (0.2, 3)
+"""The trunk ends early when it was so far below the accuracy that is wanted in so many epochs on end."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search. `result.json` holds the same."""
+
+    recipe: Recipe
+    tolerance: float
+    """Percentage points."""
+    file_bytes: int
+    float_bytes: int
+    float_score: Score
+    """Of the float network, on the examples held out."""
+    score: Score
+    """Of the chosen file, loaded into a fresh network, on the examples held out."""
+    test_score: Score
+    """The same on the test set, which nothing was chosen by."""
+    attempts: tuple[Attempt, ...]
+    """All files that were tried, from the largest to the smallest."""
+    notes: tuple[str, ...]
+    """What speaks against the outcome."""
+
+
+def find_smallest(
+    recipe: Recipe,
+    out_dir: str | os.PathLike[str],
+    *,
+    tolerance: float,
+    baseline_run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    on_part: OnPart = lambda title, epochs: (None, None),
+) -> Found:
+    """Find the smallest file that stays within `tolerance` of the float network's accuracy, and write it.
+
+    The float network is that of `baseline_run`, or else the one that the recipe starts from, or else one that is
+    trained first. Its training must not have seen the examples held out.
+
+    Args:
+        recipe: what to train; `epochs` are those of the float network and of the trunk. If `validation` is 0, a tenth
+            of the training set is held out.
+        out_dir: folder of the search; made if it is missing. The file is `net.scn` in it.
+        tolerance: how much accuracy may be lost on the examples held out, in percentage points, >= 0.
+        baseline_run: folder of a float run of the same network that held out the same examples.
+        resume: go on with the search that is there; recipe, tolerance and baseline must be the same.
+        on_part: see `OnPart`.
+
+    Raises:
+        UsageError: no file that was tried stays within the tolerance; or a value is outside of its range, or the folder
+            holds a run. CheckpointError: the search in the folder was started with other values. And what
+            `train` raises, `Interrupted` included.
+    """
+    folder = Path(out_dir)
+    if not 0 <= tolerance < 100:
+        raise UsageError(
+            f"`tolerance`: expected percentage points of 0 … 100, got `{tolerance}`\nhint: for example 0.5"
+        )
+    if recipe.target is not None:
+        raise UsageError("`target`: found beside `tolerance`, which chooses the size\nhint: leave one of them out")
+    recipe = _holding_out(recipe)
+    baseline_dir = None if baseline_run is None else str(baseline_run)
+    begin = {"recipe": recipe.to_dict(), "tolerance": tolerance, "baseline_run": baseline_dir}
+    if resume:
+        _check_same_search(folder, begin)
+    else:
+        found = [name for name in (SEARCH, CHECKPOINT, METRICS, RESULT, FILE) if (folder / name).exists()]
+        if found:
+            raise UsageError(
+                f"`{folder}`: expected a new or empty folder, found a run ({', '.join(found)})\n"
+                "hint: go on with it by `--resume`, or name another folder with `--out`"
+            )
+        if baseline_dir is not None:
+            _check_baseline(baseline_dir, recipe)
+        make_folder(folder)
+        write_file(folder / SEARCH, (json.dumps(begin, indent=2) + "\n").encode())
+    return _Search(recipe, folder, tolerance, baseline_dir, on_part).run()
+
+
+def read_search(out_dir: str | os.PathLike[str]) -> tuple[Recipe, float, str | None] | None:
+    """Recipe, tolerance and baseline run of the search in a folder; None if there is none.
+
+    Raises `CheckpointError` if it cannot be read.
+    """
+    path = Path(out_dir) / SEARCH
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Recipe.from_dict(values["recipe"]), float(values["tolerance"]), values["baseline_run"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"`{path}`: expected what a search was started with, found something else: {error}\n"
+            "hint: start the search anew in another folder"
+        ) from error
+
+
+def _holding_out(recipe: Recipe) -> Recipe:
+    if recipe.validation:
+        return recipe
+    size = load_dataset(recipe.dataset, recipe.data_dir).train_size
+    return replace(recipe, validation=max(1, size // HELD_OUT))
+
+
+def _check_same_search(folder: Path, wanted: Mapping[str, Any]) -> None:
+    found = read_search(folder)
+    if found is None:
+        raise CheckpointError(
+            f"`{folder}`: no search to resume\nhint: name the folder of a started one, or leave `--resume` out"
+        )
+    started = {**found[0].to_dict(), "tolerance": found[1], "baseline_run": found[2]}
+    dials = {name: wanted[name] for name in ("tolerance", "baseline_run")}
+    for name, now in {**wanted["recipe"], **dials}.items():
+        before = started[name]
+        if before != now and name not in ("device", "data_dir"):
+            raise CheckpointError(
+                f"`{folder}`: the search was started with `{name}` = `{before}`, not `{now}`\n"
+                "hint: resume with the options it was started with (`--resume` and `--out` are enough)"
+            )
+
+
+def _check_baseline(folder: str, recipe: Recipe) -> None:
+    """Refuse a float run that may have trained on what is held out here."""
+    check_origin(folder, recipe)
+    found = read_recipe(folder)
+    for name in ("dataset", "validation"):
+        if getattr(found, name) != getattr(recipe, name):
+            raise UsageError(
+                f"`{folder}`: expected a float run with `{name}` = `{getattr(recipe, name)}`, found "
+                f"`{getattr(found, name)}`: it would be scored on what it was trained on\n"
+                f"hint: train it with `--{'data' if name == 'dataset' else name} {getattr(recipe, name)}`, "
+                "or leave `--baseline-run` out"
+            )
+
+
+@dataclass
+class _Search:
+    recipe: Recipe
+    folder: Path
+    tolerance: float
+    baseline_run: str | None
+    on_part: OnPart
+
+    def run(self) -> Found:
+        baseline, source = self._baseline()
+        limit = baseline.accuracy - self.tolerance / 100
+        kept, floats = self._trunk(source, limit)
+        results: dict[int, Result] = {}
+        attempts: dict[int, Attempt] = {}
+        guess = _guess([record.accuracy for record in kept], limit)
+        while (number := next_branch({i: a.qualifies for i, a in attempts.items()}, len(kept), guess)) is not None:
+            results[number] = result = self._branch(kept[number], len(attempts) + 1)
+            lost = (baseline.correct - result.score.correct) / baseline.total
+            attempts[number] = Attempt(
+                file_bytes=result.summary.file_bytes,
+                accuracy=result.score.accuracy,
+                lost_points=100 * lost,
+                epoch=kept[number].epoch,
+                qualifies=100 * lost <= self.tolerance + 1e-9,
+            )
+        tried = tuple(attempts[number] for number in sorted(attempts))
+        good = [number for number, attempt in attempts.items() if attempt.qualifies]
+        if not good:
+            best = max(tried, key=lambda attempt: attempt.accuracy)
+            raise UsageError(
+                f"tolerance: no file stays within {self.tolerance:g} points of the float network's "
+                f"{100 * baseline.accuracy:.2f} % on {baseline.total:,} examples held out; the best of {len(tried)} "
+                f"has {100 * best.accuracy:.2f} % at {best.file_bytes:,} bytes, the largest {tried[0].file_bytes:,} "
+                "bytes\n"
+                "hint: allow more, train longer (`--epochs`), or hold out more examples (`--validation`) where one of "
+                "them makes the difference"
+            )
+        chosen = min(good, key=lambda number: attempts[number].file_bytes)
+        write_file(self.folder / FILE, (self._branch_folder(kept[chosen]) / FILE).read_bytes())
+        found = Found(
+            recipe=self.recipe,
+            tolerance=self.tolerance,
+            file_bytes=file_bytes(self.folder / FILE),
+            float_bytes=floats,
+            float_score=baseline,
+            score=results[chosen].score,
+            test_score=score_on_test(self.recipe, self.folder / FILE),
+            attempts=tried,
+            notes=_notes(self.tolerance, baseline, tried),
+        )
+        write_file(self.folder / RESULT, (json.dumps(asdict(found), indent=2) + "\n").encode())
+        return found
+
+    def _baseline(self) -> tuple[Score, str]:
+        """The float network's score on the examples held out, and where the trunk's weights are."""
+        start = self.recipe.start
+        if self.baseline_run is None and start is None:
+            folder = self.folder / "float"
+            on_epoch, on_step = self.on_part("float", self.recipe.epochs)
+            started = (folder / CHECKPOINT).exists()
+            result = train_float(self.recipe, folder, resume=started, on_epoch=on_epoch, on_step=on_step)
+            return result.score, str(folder)
+        source = self.baseline_run or start
+        assert source is not None
+        kept = self.folder / "float.json"  # the weights may be gone when the search is resumed
+        if kept.exists():
+            return Score(**json.loads(kept.read_text(encoding="utf-8"))), start or source
+        device = find_device(self.recipe.device)
+        dataset = load_dataset(self.recipe.dataset, self.recipe.data_dir, validation=self.recipe.validation)
+        check_origin(source, self.recipe)
+        model = load_weights(source, into=build_for(dataset, self.recipe.network, self.recipe.width)).to(device)
+        score = score_model(model, dataset.test_batches(EVALUATION_BATCH, device=device))
+        write_file(kept, (json.dumps(asdict(score)) + "\n").encode())
+        return score, start or source
+
+    def _trunk(self, source: str, limit: float) -> tuple[list[EpochRecord], int]:
+        """Let the network shrink from the float one. The records of the states kept, and the float network's bytes."""
+        folder, epochs = self.folder / "trunk", self.recipe.epochs
+        if (folder / CHECKPOINT).exists():
+            recipe = read_recipe(folder)
+            recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
+            floats = self._sizes()[0]
+        else:
+            floats, least = self._sizes()
+            floor = math.ceil(max(FLOOR * floats, LEAST * least)) + len(self.recipe.label.encode())
+            recipe = replace(self.recipe, start=source, target=f"{floor} B", epochs=2 * epochs, anneal=0.0)
+        on_epoch, on_step = self.on_part("trunk", epochs)
+        records: list[EpochRecord] = []
+
+        def keep(record: EpochRecord) -> None:
+            records.append(record)
+            path = self._state(record)
+            if kept_of(records)[-1] is record and not path.exists():
+                write_file(path, (folder / CHECKPOINT).read_bytes())
+            if on_epoch is not None:
+                on_epoch(record)
+
+        def stop(done: Sequence[EpochRecord]) -> bool:
+            depth, times = HOPELESS
+            last = [record.accuracy for record in done[-times:]]
+            return len(done) >= epochs or (len(last) == times and max(last) < limit - depth)
+
+        train_part(recipe, folder, stop=stop, on_epoch=keep, on_step=on_step)
+        return kept_of(records), floats
+
+    def _sizes(self) -> tuple[int, int]:
+        """Bytes of the float network, and of the smallest file that it can become."""
+        dataset = load_dataset(self.recipe.dataset, self.recipe.data_dir, validation=self.recipe.validation)
+        model = build_for(dataset, self.recipe.network, self.recipe.width)
+        floats = 4 * sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
+        compressor = SelfCompressor(model, dataset.example_inputs(), rate=self.recipe.rate, grid=self.recipe.grid)
+        return floats, smallest_bytes(model, compressor.axes, lambda attached: None)
+
+    def _state(self, record: EpochRecord) -> Path:
+        """Where the trunk's checkpoint after an epoch is kept."""
+        return self.folder / "trunk" / f"epoch-{record.epoch:04d}.pt"
+
+    def _branch_folder(self, record: EpochRecord) -> Path:
+        return self.folder / f"branch-{record.epoch:04d}"
+
+    def _branch(self, record: EpochRecord, number: int) -> Result:
+        """Anneal from a state that was kept, at its size, and write the file."""
+        folder = self._branch_folder(record)
+        epochs = max(1, round(BRANCH * self.recipe.epochs))
+        if (folder / CHECKPOINT).exists():
+            recipe = read_recipe(folder)
+            recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
+        else:
+            room = record.size_bytes + len(self.recipe.label.encode())
+            recipe = replace(self.recipe, start=None, target=f"{room} B", epochs=epochs, anneal=1.0)
+            make_folder(folder)
+            write_checkpoint(folder / CHECKPOINT, branched(read_checkpoint(self._state(record)), recipe, record))
+        on_epoch, on_step = self.on_part(f"branch {number}, {record.size_bytes:,} bytes", epochs)
+        return train(recipe, folder, resume=True, on_epoch=on_epoch, on_step=on_step)
+
+
+def branched(state: dict[str, Any], recipe: Recipe, record: EpochRecord) -> dict[str, Any]:
+    """The checkpoint of a run that has yet to begin, of `recipe`, from a trunk's `state` after the epoch of `record`.
+
+    Its γ is the trunk's, and its target the size that the network has there.
+    """
+    compressor = dict(state["compressor"])
+    config = compressor["config"]
+    steps = config["total_steps"] * recipe.epochs // state["recipe"]["epochs"]
+    compressor["config"] = config | {"target_bytes": record.size_bytes, "total_steps": steps}
+    compressor["steps"] = 0
+    compressor["budget"] = {
+        "target_bytes": record.size_bytes,
+        "total_steps": steps,
+        "first_bytes": float(record.size_bytes),
+        "first_gamma": compressor["gamma"],
+        "gamma": compressor["gamma"],
+    }
+    return state | {"compressor": compressor, "recipe": recipe.to_dict(), "records": []}
+
+
+def kept_of(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+    """The epochs of a trunk whose state is kept: the first, and each whose size is 15 % below that of the last."""
+    kept: list[EpochRecord] = []
+    for record in records:
+        if not kept or record.size_bytes <= SPACING * kept[-1].size_bytes:
+            kept.append(record)
+    return kept
+
+
+def _guess(accuracies: Sequence[float], limit: float) -> tuple[int, int]:
+    """Between which states the limit probably lies: annealing gains accuracy, seldom more than a few points."""
+    good = max((i for i, accuracy in enumerate(accuracies) if accuracy >= limit), default=0)
+    bad = next((i for i, accuracy in enumerate(accuracies) if i > good and accuracy < limit - 0.1), len(accuracies))
+    return good, bad
+
+
+def next_branch(tried: Mapping[int, bool], count: int, guess: tuple[int, int]) -> int | None:
+    """Which of `count` states, from the largest to the smallest, to try next; None when there is no more to learn.
+
+    Args:
+        tried: states that were tried, and whether they qualified.
+        count: number of states, >= 1.
+        guess: a state that probably qualifies and a smaller one that probably does not; `count` for none.
+
+    A bisection that starts within the guess, and leaves it where the guess was wrong.
+    """
+    good = max((i for i, qualifies in tried.items() if qualifies), default=-1)
+    bad = min((i for i, qualifies in tried.items() if not qualifies and i > good), default=count)
+    if bad - good <= 1:
+        return None
+    low = guess[0] if good < guess[0] < bad else good
+    high = guess[1] if low < guess[1] < bad else bad
+    if high - low > 1:
+        return (low + high) // 2
+    return low if low > good else high
+
+
+def _notes(tolerance: float, baseline: Score, attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    """What a reader should know before trusting the outcome; attempts from the largest to the smallest."""
+    notes = []
+    one = 100 / baseline.total
+    if one > tolerance / 2:
+        notes.append(
+            f"one of the {baseline.total:,} examples held out is {one:.2f} points: hold out more for a finer choice"
+        )
+    qualified = [attempt.qualifies for attempt in attempts]
+    if qualified != sorted(qualified, reverse=True):
+        notes.append("a smaller file qualifies though a larger one does not: the differences are near the noise")
+    if qualified[-1]:
+        notes.append("the smallest state of the trunk still qualifies: a smaller file may exist")
+    return tuple(notes)
+
+
+def score_on_test(recipe: Recipe, file: Path) -> Score:
+    """Load a file of the recipe's network and score it on the real test set."""
+    device = find_device(recipe.device)
+    dataset = load_dataset(recipe.dataset, recipe.data_dir)
+    fresh = build_for(dataset, recipe.network, recipe.width).to(device)
+    return score_file(file, fresh, dataset.test_batches(EVALUATION_BATCH, device=device))
