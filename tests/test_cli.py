@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from selfcompress import __version__
 from selfcompress.cli import app
 from selfcompress.recipes.datasets import CONTEXT, DATASETS, IMAGE_SIZE, SAMPLES, load_dataset
+from selfcompress.scoring import Score
 
 SHORT = ["--width", "30", "--epochs", "2", "--batch-size", "64"]
 NO_CONTROL_CODES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -402,7 +403,7 @@ def test_a_run_begins_with_the_float_network_that_another_one_left(run: Path, tm
     refused(call("train", *SHORT, "--from", tmp_path / "no.pt", "--out", tmp_path / "b"), "no.pt`: cannot be", "hint:")
 
 
-SEARCH = ["--width", "20", "--epochs", "5", "--batch-size", "128", "--lr", "1e-2", "--validation", "200"]
+SEARCH = ["--width", "20", "--epochs", "5", "--batch-size", "160", "--lr", "1e-2", "--validation", "200"]
 
 
 def test_a_tolerance_in_place_of_gamma_gives_a_file_and_what_was_tried(tmp_path: Path) -> None:
@@ -425,8 +426,9 @@ def test_a_tolerance_in_place_of_gamma_gives_a_file_and_what_was_tried(tmp_path:
     refused(call("train", "--out", folder, "--resume", "--tolerance", "1"), "started with `tolerance` = `30.0`")
 
 
-def test_a_tolerance_that_cannot_be_met_is_an_error(run: Path, tmp_path: Path) -> None:
-    options = ["--width", "30", "--epochs", "2", "--batch-size", "64", "--lr", "0.5", "--validation", "100"]
+def test_a_tolerance_that_cannot_be_met_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcompress.recipes.training.score_file", lambda *_: Score(10, 100, 1.0))
+    options = ["--width", "30", "--epochs", "2", "--batch-size", "128", "--validation", "100"]
     result = call("train", *options, "--tolerance", "0", "--from", run / "float", "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "tolerance: no file stays within 0 points of the float network's" in result.stderr

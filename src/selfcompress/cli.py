@@ -259,9 +259,10 @@ def train_command(
         given |= {name: value for name, value in named.items() if value is not None}
         search = read_search(out)
         if search is not None:
-            tolerance = search[1] if tolerance is None else tolerance
-            baseline_run = Path(search[2]) if baseline_run is None and search[2] is not None else baseline_run
-        recipe = replace(read_recipe(out) if search is None else search[0], **given)
+            tolerance = search.tolerance if tolerance is None else tolerance
+            if baseline_run is None and search.baseline_run is not None:
+                baseline_run = Path(search.baseline_run)
+        recipe = replace(read_recipe(out) if search is None else search.recipe, **given)
     else:
         recipe = replace(default_recipe(data or "digits", network), **given)
     folder = out or Path("runs") / recipe.label.replace(" ", "-").replace(":", "-")
@@ -276,8 +277,8 @@ def train_command(
 
 
 @contextlib.contextmanager
-def _progress(recipe: Recipe, folder: Path, resume: str) -> Iterator[OnPart]:
-    """Tells on stderr how several runs go, one after the other; `resume` is the command that goes on after a stop."""
+def _progress(recipe: Recipe, folder: Path, hint: str) -> Iterator[OnPart]:
+    """Tells on stderr how several runs go, one after the other; `hint` says how to go on after a stop."""
     with contextlib.ExitStack() as stack:
 
         def on_part(title: str, epochs: int) -> tuple[OnEpoch, OnStep]:
@@ -291,12 +292,13 @@ def _progress(recipe: Recipe, folder: Path, resume: str) -> Iterator[OnPart]:
         except Interrupted as stop:
             stack.close()
             typer.echo(f"selfcompress: {stop}", err=True)
-            typer.echo(f"hint: go on with `{resume}`", err=True)
+            typer.echo(f"hint: {hint}", err=True)
             raise typer.Exit(130) from stop
 
 
 def _run_search(recipe: Recipe, folder: Path, tolerance: float, baseline_run: Path | None, *, resume: bool) -> None:
-    with _progress(recipe, folder, f"selfcompress train --out {shlex.quote(str(folder))} --resume") as on_part:
+    hint = f"go on with `selfcompress train --out {shlex.quote(str(folder))} --resume`"
+    with _progress(recipe, folder, hint) as on_part:
         found = find_smallest(
             recipe, folder, tolerance=tolerance, baseline_run=baseline_run, resume=resume, on_part=on_part
         )
@@ -435,7 +437,7 @@ def sweep_command(
     given = {name: value for name, value in options.items() if value is not None}
     recipe = replace(default_recipe(data or "digits", network), **given)
     folder = out or Path("runs") / (recipe.label.replace(" ", "-").replace(":", "-") + "-sweep")
-    with _progress(recipe, folder, "the same command") as on_part:
+    with _progress(recipe, folder, "the same command goes on with it") as on_part:
         found = sweep(
             recipe,
             folder,

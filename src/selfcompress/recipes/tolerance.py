@@ -119,11 +119,11 @@ def find_smallest(
         )
     if recipe.target is not None:
         raise UsageError("`target`: found beside `tolerance`, which chooses the size\nhint: leave one of them out")
-    recipe = _holding_out(recipe)
     baseline_dir = None if baseline_run is None else str(baseline_run)
-    begin = {"recipe": recipe.to_dict(), "tolerance": tolerance, "baseline_run": baseline_dir}
     if resume:
-        _check_same_search(folder, begin)
+        search = _read_search(folder)
+        _check_same_search(folder, search, recipe, tolerance, baseline_dir)
+        recipe = replace(search.recipe, device=recipe.device, data_dir=recipe.data_dir)
     else:
         found = [name for name in (SEARCH, CHECKPOINT, METRICS, RESULT, FILE) if (folder / name).exists()]
         if found:
@@ -131,51 +131,86 @@ def find_smallest(
                 f"`{folder}`: expected a new or empty folder, found a run ({', '.join(found)})\n"
                 "hint: go on with it by `--resume`, or name another folder with `--out`"
             )
-        if baseline_dir is not None:
-            _check_baseline(baseline_dir, recipe)
-        make_folder(folder)
-        write_file(folder / SEARCH, (json.dumps(begin, indent=2) + "\n").encode())
-    return _Search(recipe, folder, tolerance, baseline_dir, on_part).run()
+        search = _begin(recipe, tolerance, baseline_dir)
+        recipe = search.recipe
+        make_folder(folder)  # now that data, network and weights are known to be there
+        write_file(folder / SEARCH, (json.dumps(asdict(search), indent=2) + "\n").encode())
+    return _Running(recipe, search, folder, on_part).run()
 
 
-def read_search(out_dir: str | os.PathLike[str]) -> tuple[Recipe, float, str | None] | None:
-    """Recipe, tolerance and baseline run of the search in a folder; None if there is none.
+@dataclass(frozen=True)
+class Search:
+    """What a search was started with; `search.json` holds the same."""
+
+    recipe: Recipe
+    """With the examples that are held out."""
+    tolerance: float
+    """Percentage points."""
+    baseline_run: str | None
+    float_score: Score | None
+    """Of given weights, which may be gone when the search is resumed; None where the float network is trained here."""
+
+
+def read_search(out_dir: str | os.PathLike[str]) -> Search | None:
+    """What the search in a folder was started with; None if there is none.
 
     Raises `CheckpointError` if it cannot be read.
     """
-    path = Path(out_dir) / SEARCH
-    if not path.exists():
-        return None
+    return _read_search(Path(out_dir)) if (Path(out_dir) / SEARCH).exists() else None
+
+
+def _read_search(folder: Path) -> Search:
+    path = folder / SEARCH
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Recipe.from_dict(values["recipe"]), float(values["tolerance"]), values["baseline_run"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        score = values["float_score"]
+        return Search(
+            recipe=Recipe.from_dict(values["recipe"]),
+            tolerance=float(values["tolerance"]),
+            baseline_run=values["baseline_run"],
+            float_score=None if score is None else Score(**score),
+        )
+    except OSError as error:
+        raise CheckpointError(
+            f"`{path}`: no search to resume: {error.strerror or error}\n"
+            "hint: name the folder of a started one, or leave `--resume` out"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"`{path}`: expected what a search was started with, found something else: {error}\n"
             "hint: start the search anew in another folder"
         ) from error
 
 
-def _holding_out(recipe: Recipe) -> Recipe:
-    if recipe.validation:
-        return recipe
-    size = load_dataset(recipe.dataset, recipe.data_dir).train_size
-    return replace(recipe, validation=max(1, size // HELD_OUT))
+def _begin(recipe: Recipe, tolerance: float, baseline_run: str | None) -> Search:
+    """See that all is there that a search needs."""
+    device = find_device(recipe.device)
+    if not recipe.validation:
+        size = load_dataset(recipe.dataset, recipe.data_dir).train_size
+        recipe = replace(recipe, validation=max(1, size // HELD_OUT))
+    dataset = load_dataset(recipe.dataset, recipe.data_dir, validation=recipe.validation)
+    model = build_for(dataset, recipe.network, recipe.width)
+    if baseline_run is not None:
+        _check_baseline(baseline_run, recipe)
+    score = None
+    for source in (recipe.start, baseline_run):  # both are looked at, the second one counts
+        if source is not None:
+            check_origin(source, recipe)
+            load_weights(source, into=model.to(device))
+            score = score_model(model, dataset.test_batches(EVALUATION_BATCH, device=device))
+    return Search(recipe, tolerance, baseline_run, score)
 
 
-def _check_same_search(folder: Path, wanted: Mapping[str, Any]) -> None:
-    found = read_search(folder)
-    if found is None:
-        raise CheckpointError(
-            f"`{folder}`: no search to resume\nhint: name the folder of a started one, or leave `--resume` out"
-        )
-    started = {**found[0].to_dict(), "tolerance": found[1], "baseline_run": found[2]}
-    dials = {name: wanted[name] for name in ("tolerance", "baseline_run")}
-    for name, now in {**wanted["recipe"], **dials}.items():
-        before = started[name]
-        if before != now and name not in ("device", "data_dir"):
+def _check_same_search(
+    folder: Path, search: Search, recipe: Recipe, tolerance: float, baseline_run: str | None
+) -> None:
+    started = {**search.recipe.to_dict(), "tolerance": search.tolerance, "baseline_run": search.baseline_run}
+    wanted = {**recipe.to_dict(), "tolerance": tolerance, "baseline_run": baseline_run}
+    for name, now in wanted.items():
+        default = name == "validation" and not now  # the tenth that it was started with
+        if started[name] != now and name not in ("device", "data_dir") and not default:
             raise CheckpointError(
-                f"`{folder}`: the search was started with `{name}` = `{before}`, not `{now}`\n"
+                f"`{folder}`: the search was started with `{name}` = `{started[name]}`, not `{now}`\n"
                 "hint: resume with the options it was started with (`--resume` and `--out` are enough)"
             )
 
@@ -195,16 +230,17 @@ def _check_baseline(folder: str, recipe: Recipe) -> None:
 
 
 @dataclass
-class _Search:
+class _Running:
+    """A search in progress."""
+
     recipe: Recipe
+    search: Search
     folder: Path
-    tolerance: float
-    baseline_run: str | None
     on_part: OnPart
 
     def run(self) -> Found:
         baseline, source = self._baseline()
-        limit = baseline.accuracy - self.tolerance / 100
+        limit = baseline.accuracy - self.search.tolerance / 100
         kept, floats = self._trunk(source, limit)
         results: dict[int, Result] = {}
         attempts: dict[int, Attempt] = {}
@@ -217,14 +253,14 @@ class _Search:
                 accuracy=result.score.accuracy,
                 lost_points=100 * lost,
                 epoch=kept[number].epoch,
-                qualifies=100 * lost <= self.tolerance + 1e-9,
+                qualifies=100 * lost <= self.search.tolerance + 1e-9,
             )
         tried = tuple(attempts[number] for number in sorted(attempts))
         good = [number for number, attempt in attempts.items() if attempt.qualifies]
         if not good:
             best = max(tried, key=lambda attempt: attempt.accuracy)
             raise UsageError(
-                f"tolerance: no file stays within {self.tolerance:g} points of the float network's "
+                f"tolerance: no file stays within {self.search.tolerance:g} points of the float network's "
                 f"{100 * baseline.accuracy:.2f} % on {baseline.total:,} examples held out; the best of {len(tried)} "
                 f"has {100 * best.accuracy:.2f} % at {best.file_bytes:,} bytes, the largest {tried[0].file_bytes:,} "
                 "bytes\n"
@@ -235,39 +271,28 @@ class _Search:
         write_file(self.folder / FILE, (self._branch_folder(kept[chosen]) / FILE).read_bytes())
         found = Found(
             recipe=self.recipe,
-            tolerance=self.tolerance,
+            tolerance=self.search.tolerance,
             file_bytes=file_bytes(self.folder / FILE),
             float_bytes=floats,
             float_score=baseline,
             score=results[chosen].score,
             test_score=score_on_test(self.recipe, self.folder / FILE),
             attempts=tried,
-            notes=_notes(self.tolerance, baseline, tried),
+            notes=_notes(self.search.tolerance, baseline, tried),
         )
         write_file(self.folder / RESULT, (json.dumps(asdict(found), indent=2) + "\n").encode())
         return found
 
     def _baseline(self) -> tuple[Score, str]:
         """The float network's score on the examples held out, and where the trunk's weights are."""
-        start = self.recipe.start
-        if self.baseline_run is None and start is None:
-            folder = self.folder / "float"
-            on_epoch, on_step = self.on_part("float", self.recipe.epochs)
-            started = (folder / CHECKPOINT).exists()
-            result = train_float(self.recipe, folder, resume=started, on_epoch=on_epoch, on_step=on_step)
-            return result.score, str(folder)
-        source = self.baseline_run or start
-        assert source is not None
-        kept = self.folder / "float.json"  # the weights may be gone when the search is resumed
-        if kept.exists():
-            return Score(**json.loads(kept.read_text(encoding="utf-8"))), start or source
-        device = find_device(self.recipe.device)
-        dataset = load_dataset(self.recipe.dataset, self.recipe.data_dir, validation=self.recipe.validation)
-        check_origin(source, self.recipe)
-        model = load_weights(source, into=build_for(dataset, self.recipe.network, self.recipe.width)).to(device)
-        score = score_model(model, dataset.test_batches(EVALUATION_BATCH, device=device))
-        write_file(kept, (json.dumps(asdict(score)) + "\n").encode())
-        return score, start or source
+        source = self.recipe.start or self.search.baseline_run
+        if source is not None and self.search.float_score is not None:
+            return self.search.float_score, source
+        folder = self.folder / "float"
+        on_epoch, on_step = self.on_part("float", self.recipe.epochs)
+        started = (folder / CHECKPOINT).exists()
+        result = train_float(self.recipe, folder, resume=started, on_epoch=on_epoch, on_step=on_step)
+        return result.score, str(folder)
 
     def _trunk(self, source: str, limit: float) -> tuple[list[EpochRecord], int]:
         """Let the network shrink from the float one. The records of the states kept, and the float network's bytes."""
