@@ -120,7 +120,7 @@ class Point:
     """A run of a sweep: one gamma, one file."""
 
     number: int
-    """Number of the run in its study, from 0."""
+    """Number of the run in its sweep, from 0."""
     gamma: float
     """Weight of the size in the loss."""
     file_bytes: int

@@ -126,6 +126,22 @@ def test_where_no_file_qualifies_there_is_none_and_the_numbers_are_said(
     assert (tmp_path / "run" / "branch-0001" / "net.scn").exists()  # the largest state was tried
 
 
+def test_what_the_baseline_run_held_out_is_held_out_again(
+    finished: tuple[Path, tolerance.Found], tmp_path: Path
+) -> None:
+    with pytest.raises(training.Interrupted):
+        tolerance.find_smallest(
+            replace(SMALL, validation=0),
+            tmp_path,
+            tolerance=1,
+            baseline_run=finished[0] / "float",
+            on_part=interrupt_in("trunk", 1),
+        )
+    search = tolerance.read_search(tmp_path)
+    assert search is not None
+    assert search.recipe.validation == 300
+
+
 def test_a_tenth_is_held_out_if_nothing_is_said(finished: tuple[Path, tolerance.Found], tmp_path: Path) -> None:
     with pytest.raises(training.Interrupted):
         tolerance.find_smallest(replace(SMALL, validation=0), tmp_path, tolerance=1, on_part=interrupt_in("float", 1))

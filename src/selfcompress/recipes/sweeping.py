@@ -2,8 +2,8 @@
 
 Gammas are spread evenly on a logarithmic scale however many runs there are: run i takes the i-th number of van der
 Corput's sequence (Sobol's in one dimension), so that each further run halves a gap. Optuna keeps the book, in SQLite or
-any database that it knows, and numbers the runs without a number being given twice. Every run is a folder with its
-file, and goes on from its checkpoint when the process that had it is gone.
+any database that it knows. It gives no trial's number twice, from which follows which run a trial is: its place. Every
+run is a folder with its file, and goes on from its checkpoint, as a new trial, when the process that had it is gone.
 
 Left out: samplers that learn. There is one dial, and the whole front is wanted.
 """
@@ -42,7 +42,7 @@ class Sweep:
     """What a study holds. `points.json` in the folder holds the same."""
 
     points: tuple[Point, ...]
-    """Finished runs, in their order."""
+    """Finished runs, by their place in the sweep."""
     unfinished: int
     """Runs that other processes are still at."""
     failed: tuple[str, ...]
@@ -106,10 +106,7 @@ def sweep(
             _train(optuna, study, trial, replace(recipe, gamma=gamma), folder, on_part)
         found = _collect(optuna, study, recipe)
     except _database_errors(optuna) as error:
-        raise OutputError(
-            f"`{storage or folder / STUDY}`: the database cannot be used: {str(error).splitlines()[0]}\n"
-            "hint: check the URL of `--storage`, its driver and its rights"
-        ) from error
+        raise _unusable(storage or str(folder / STUDY), error) from error
     write_file(folder / POINTS, (json.dumps(asdict(found), indent=2) + "\n").encode())
     return found
 
@@ -126,9 +123,16 @@ def _optuna() -> Any:
 
 
 def _database_errors(optuna: Any) -> tuple[type[Exception], ...]:
-    """What is raised for a database that cannot be used; `ImportError` for a driver that is not installed."""
+    """What is raised for a database that cannot be used."""
     errors = importlib.import_module("sqlalchemy.exc")
-    return (optuna.exceptions.StorageInternalError, errors.SQLAlchemyError, ImportError)
+    return (optuna.exceptions.StorageInternalError, errors.SQLAlchemyError)
+
+
+def _unusable(place: str, error: Exception) -> OutputError:
+    return OutputError(
+        f"`{place}`: the database cannot be used: {str(error).splitlines()[0]}\n"
+        "hint: check the URL of `--storage`, its driver and its rights"
+    )
 
 
 def _open(optuna: Any, url: str, recipe: Recipe, gammas: tuple[float, float]) -> Any:
@@ -148,6 +152,8 @@ def _open(optuna: Any, url: str, recipe: Recipe, gammas: tuple[float, float]) ->
             if attempt == OPENINGS:
                 raise
             time.sleep(0.2 * attempt)
+        except ImportError as error:  # the database's driver is not installed
+            raise _unusable(url, error) from error
     # the gamma of the recipe is not used, and where it is computed may differ between processes
     wanted = replace(recipe, gamma=0.0, device="cpu", data_dir=None).to_dict() | {"gammas": list(gammas)}
     started = study.user_attrs.get("recipe")
@@ -176,10 +182,10 @@ def spread(number: int) -> float:
 
 
 def _sampler(optuna: Any) -> Any:
-    """Optuna's own sampler of this kind needs SciPy, and counts in a way that processes cannot share."""
+    """What draws the gammas. Optuna's own sampler of this kind needs SciPy, and counts beside the study."""
 
     class Spread(optuna.samplers.BaseSampler):  # type: ignore[misc, name-defined, unused-ignore]
-        """Each run's number is the place of its gamma."""
+        """A trial's place is that of its gamma."""
 
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
             return {}
@@ -189,7 +195,7 @@ def _sampler(optuna: Any) -> Any:
 
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> float:
             low, high = param_distribution.low, param_distribution.high
-            value = low * (high / low) ** spread(trial.number)
+            value = low * (high / low) ** spread(trial.user_attrs["place"])
             return float(min(max(value, low), high))
 
     return Spread()
@@ -227,34 +233,46 @@ def _queue(optuna: Any, study: Any, trial: Any) -> None:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # of several processes that try, one succeeds
     except (ValueError, RuntimeError, optuna.exceptions.OptunaError):
         return
-    study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs["folder"]})
-
-
-def _counts(optuna: Any, trial: Any) -> bool:
-    """Whether a trial is one of the runs asked for: not if it was queued again or given back."""
-    return trial.state != optuna.trial.TrialState.FAIL or "problem" in trial.user_attrs
+    study.enqueue_trial(trial.params, user_attrs={name: trial.user_attrs[name] for name in ("place", "folder")})
 
 
 def _claim(optuna: Any, study: Any, runs: int) -> Any:
-    """A trial for this process; None if all runs have been taken."""
+    """A trial for this process, with its place; None if all runs have been taken."""
     trials = study.get_trials(deepcopy=False)
     waiting = any(t.state == optuna.trial.TrialState.WAITING for t in trials)
-    if not waiting and sum(_counts(optuna, t) for t in trials) >= runs:
+    if not waiting and len(_taken(trials)) >= runs:
         return None
     trial = study.ask()
-    before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
-    if sum(_counts(optuna, t) for t in before) < runs:
+    if "place" in trial.user_attrs:  # it was queued again
         return trial
-    study.tell(trial, state=optuna.trial.TrialState.FAIL)  # another process was quicker
-    return None
+    place = _place(optuna, study.get_trials(deepcopy=False), trial.number)
+    if place >= runs:  # another process was quicker
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
+    trial.set_user_attr("place", place)
+    return trial
+
+
+def _taken(trials: Sequence[Any]) -> set[int]:
+    return {t.user_attrs["place"] for t in trials if "place" in t.user_attrs}
+
+
+def _place(optuna: Any, trials: Sequence[Any], number: int) -> int:
+    """The first place that no trial has and none that began earlier is about to take."""
+    running = [t for t in trials if t.state == optuna.trial.TrialState.RUNNING and "place" not in t.user_attrs]
+    earlier = len([t for t in running if t.number < number])
+    taken = _taken(trials)
+    free = [place for place in range(len(taken) + earlier + 1) if place not in taken]
+    return free[earlier]
 
 
 def _train(optuna: Any, study: Any, trial: Any, recipe: Recipe, sweep_folder: Path, on_part: OnPart) -> None:
     """Do the run of a trial, or what is left of it."""
-    folder = Path(trial.user_attrs.get("folder", sweep_folder / f"run-{trial.number:03d}"))
+    place = trial.user_attrs["place"]
+    folder = Path(trial.user_attrs.get("folder", sweep_folder / f"run-{place:03d}"))
     trial.set_user_attr("folder", str(folder))
     trial.set_user_attr("owner", _owner())
-    title = f"run {trial.number}, gamma {recipe.gamma:.3g}"
+    title = f"run {place}, gamma {recipe.gamma:.3g}"
     on_epoch, on_step = on_part(title, recipe.epochs)
     resume = (folder / CHECKPOINT).exists()
     if resume:  # the gamma that it has, to the last bit
@@ -276,8 +294,10 @@ def _collect(optuna: Any, study: Any, recipe: Recipe) -> Sweep:
     states = optuna.trial.TrialState
     trials = study.get_trials(deepcopy=False)
     points = tuple(
-        Point(t.number, t.params["gamma"], int(t.values[0]), t.user_attrs["accuracy"], t.user_attrs["folder"])
-        for t in trials
+        Point(
+            t.user_attrs["place"], t.params["gamma"], int(t.values[0]), t.user_attrs["accuracy"], t.user_attrs["folder"]
+        )
+        for t in sorted(trials, key=lambda t: t.user_attrs.get("place", 0))
         if t.state == states.COMPLETE
     )
     return Sweep(

@@ -99,8 +99,8 @@ def find_smallest(
     trained first. Its training must not have seen the examples held out.
 
     Args:
-        recipe: what to train; `epochs` are those of the float network and of the trunk. If `validation` is 0, a tenth
-            of the training set is held out.
+        recipe: what to train; `epochs` are those of the float network and of the trunk. If `validation` is 0, as many
+            examples are held out as in the baseline run, or else a tenth of the training set.
         out_dir: folder of the search; made if it is missing. The file is `net.scn` in it.
         tolerance: how much accuracy may be lost on the examples held out, in percentage points, >= 0.
         baseline_run: folder of a float run of the same network that held out the same examples.
@@ -185,17 +185,18 @@ def _read_search(folder: Path) -> Search:
 def _begin(recipe: Recipe, tolerance: float, baseline_run: str | None) -> Search:
     """See that all is there that a search needs."""
     device = find_device(recipe.device)
+    if not recipe.validation and baseline_run is not None and (Path(baseline_run) / CHECKPOINT).exists():
+        recipe = replace(recipe, validation=read_recipe(baseline_run).validation)
     if not recipe.validation:
         size = load_dataset(recipe.dataset, recipe.data_dir).train_size
         recipe = replace(recipe, validation=max(1, size // HELD_OUT))
     dataset = load_dataset(recipe.dataset, recipe.data_dir, validation=recipe.validation)
     model = build_for(dataset, recipe.network, recipe.width)
-    if baseline_run is not None:
-        _check_baseline(baseline_run, recipe)
     score = None
     for source in (recipe.start, baseline_run):  # both are looked at, the second one counts
         if source is not None:
             check_origin(source, recipe)
+            _check_unseen(source, recipe)
             load_weights(source, into=model.to(device))
             score = score_model(model, dataset.test_batches(EVALUATION_BATCH, device=device))
     return Search(recipe, tolerance, baseline_run, score)
@@ -215,18 +216,17 @@ def _check_same_search(
             )
 
 
-def _check_baseline(folder: str, recipe: Recipe) -> None:
-    """Refuse a float run that may have trained on what is held out here."""
-    check_origin(folder, recipe)
+def _check_unseen(folder: str, recipe: Recipe) -> None:
+    """Refuse a float run that may have trained on what is held out here. Other weights do not say."""
+    if not (Path(folder) / CHECKPOINT).exists():
+        return
     found = read_recipe(folder)
-    for name in ("dataset", "validation"):
-        if getattr(found, name) != getattr(recipe, name):
-            raise UsageError(
-                f"`{folder}`: expected a float run with `{name}` = `{getattr(recipe, name)}`, found "
-                f"`{getattr(found, name)}`: it would be scored on what it was trained on\n"
-                f"hint: train it with `--{'data' if name == 'dataset' else name} {getattr(recipe, name)}`, "
-                "or leave `--baseline-run` out"
-            )
+    if found.dataset == recipe.dataset and found.validation != recipe.validation:
+        raise UsageError(
+            f"`{folder}`: expected a float run with `validation` = `{recipe.validation}`, found `{found.validation}`: "
+            "it may have been trained on what is held out here\n"
+            f"hint: train it with `--validation {recipe.validation}`, or search with the one that it has"
+        )
 
 
 @dataclass
