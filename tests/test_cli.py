@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from selfcompress import __version__
 from selfcompress.cli import app
 from selfcompress.recipes.datasets import CONTEXT, DATASETS, IMAGE_SIZE, SAMPLES, load_dataset
-from selfcompress.scoring import Score
+from selfcompress.scoring import Score, load_float
 
 SHORT = ["--width", "30", "--epochs", "2", "--batch-size", "64"]
 NO_CONTROL_CODES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -428,8 +428,14 @@ def test_a_tolerance_in_place_of_gamma_gives_a_file_and_what_was_tried(tmp_path:
 
 def test_a_tolerance_that_cannot_be_met_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfcompress.recipes.training.score_file", lambda *_: Score(10, 100, 1.0))
+    import torch
+
+    from selfcompress.recipes.networks import build_network
+
+    model = build_network("lenet-300-100", input_shape=(1, 8, 8), num_classes=10, width=30)
+    torch.save(load_float(run / "float" / "net.f32", model).state_dict(), tmp_path / "net.pt")
     options = ["--width", "30", "--epochs", "2", "--batch-size", "128", "--validation", "100"]
-    result = call("train", *options, "--tolerance", "0", "--from", run / "float", "--out", tmp_path / "run")
+    result = call("train", *options, "--tolerance", "0", "--from", tmp_path / "net.pt", "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "tolerance: no file stays within 0 points of the float network's" in result.stderr
     assert "hint: allow more" in result.stderr

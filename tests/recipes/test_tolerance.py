@@ -219,6 +219,33 @@ def test_the_bisection_finds_the_last_that_qualifies_whatever_the_guess() -> Non
                     assert number <= 8
 
 
+def test_chance_is_the_standard_error_of_a_difference_of_two_counts() -> None:
+    assert tolerance.chance(scoring.Score(90, 100, 0.0), accuracy=0.85) == pytest.approx(5.0)  # the root of 10 + 15
+    rng = torch.Generator().manual_seed(1)
+    wrong = (torch.rand(2, 4000, 1000, generator=rng) < 0.03).sum(-1).float()
+    spread = 100 * (wrong[0] - wrong[1]).std() / 1000
+    assert tolerance.chance(scoring.Score(970, 1000, 0.0), 0.97) == pytest.approx(float(spread), rel=0.05)
+
+
+def test_a_near_miss_does_not_end_the_way_down_but_is_not_chosen(tmp_path: Path) -> None:
+    floats = scoring.Score(970, 1000, 0.0)
+
+    def run(correct: list[int]) -> tuple[list[int], int | None]:
+        tried: dict[int, Attempt] = {}
+        what = tolerance.Search(SMALL, 0.5, None, None)
+        running = tolerance._Running(SMALL, what, tmp_path, lambda title, epochs: (None, None))
+        while (i := running._next(tried, len(correct), (0, len(correct)), floats)) is not None:
+            lost = (970 - correct[i]) / 10
+            tried[i] = Attempt(1000 - i, correct[i] / 1000, lost, 1, lost <= 0.5)
+        good = [i for i, a in tried.items() if a.qualifies]
+        return list(tried), max(good, default=None)
+
+    assert run([970, 968, 966, 964, 967, 900, 880, 860]) == ([4, 6, 5], 4)
+    assert run([970, 968, 966, 966, 964, 964, 880, 860])[1] == 3  # the miss by one example is gone back on
+    assert run([970, 968, 966, 966, 964, 967, 880, 860])[1] == 5  # a miss by one example, and less of a file behind it
+    assert run([900, 880, 870, 860, 850, 840, 830, 820])[1] is None
+
+
 def test_a_good_guess_takes_four_branches_at_most() -> None:
     for last in range(10, 18):
         assert search(40, lambda i, last=last: i <= last, (10, 18))[1] <= 4

@@ -3,8 +3,9 @@
 A trunk starts from the float network and trains at a constant learning rate while its size falls, by the same factor in
 each epoch, to far below any use; whenever it has fallen by another 15 %, the state is kept. A branch goes on from a
 kept state: its learning rate falls to the floor while a target holds its size; its file is loaded again and scored on
-examples that were held out. Which branches are made is a bisection: accuracy is taken to fall with the size, and where
-two branches say otherwise, the outcome notes it. The test set is looked at once, for the chosen file.
+examples that were held out. Which branches are made is a bisection: accuracy is taken to fall with the size, but for
+what chance does with so few examples; where two branches say otherwise, the outcome notes it. The test set is looked
+at once, for the chosen file.
 
 Each part is a run in a folder of its own, so a search that is stopped goes on where it was. The trunk is the first half
 of a run towards a target: there the planned path of sizes falls (`budget.py`), and the landing is never reached.
@@ -53,7 +54,7 @@ HELD_OUT = 10
 """One of so many training examples is held out if the recipe holds out none."""
 SPACING = 0.85
 """A state is kept when the size has fallen to this share of the last one that was kept."""
-BRANCH = 0.15
+BRANCH = 0.3
 """Epochs of a branch, as a share of the recipe's."""
 FLOOR = 1e-3
 """The trunk's path leads towards this share of the float network …"""
@@ -245,7 +246,7 @@ class _Running:
         results: dict[int, Result] = {}
         attempts: dict[int, Attempt] = {}
         guess = _guess([record.accuracy for record in kept], limit)
-        while (number := next_branch({i: a.qualifies for i, a in attempts.items()}, len(kept), guess)) is not None:
+        while (number := self._next(attempts, len(kept), guess, baseline)) is not None:
             results[number] = result = self._branch(kept[number], len(attempts) + 1)
             lost = (baseline.correct - result.score.correct) / baseline.total
             attempts[number] = Attempt(
@@ -282,6 +283,17 @@ class _Running:
         )
         write_file(self.folder / RESULT, (json.dumps(asdict(found), indent=2) + "\n").encode())
         return found
+
+    def _next(self, attempts: Mapping[int, Attempt], count: int, guess: tuple[int, int], floats: Score) -> int | None:
+        """The next state to try. A file that misses the tolerance by no more than chance does not end the way down."""
+        lenient = {
+            i: a.lost_points <= self.search.tolerance + chance(floats, a.accuracy) or a.qualifies
+            for i, a in attempts.items()
+        }
+        number = next_branch(lenient, count, guess)
+        if number is not None:
+            return number
+        return next_branch({i: a.qualifies for i, a in attempts.items()}, count, guess)
 
     def _baseline(self) -> tuple[Score, str]:
         """The float network's score on the examples held out, and where the trunk's weights are."""
@@ -382,6 +394,15 @@ def kept_of(records: Sequence[EpochRecord]) -> list[EpochRecord]:
         if not kept or record.size_bytes <= SPACING * kept[-1].size_bytes:
             kept.append(record)
     return kept
+
+
+def chance(floats: Score, accuracy: float) -> float:
+    """By how many points two networks can differ on so few examples by chance: one standard error.
+
+    Of a difference of two counts of errors that is at most the root of their sum.
+    """
+    wrong = floats.total - floats.correct + (1 - accuracy) * floats.total
+    return 100 * math.sqrt(wrong) / floats.total
 
 
 def _guess(accuracies: Sequence[float], limit: float) -> tuple[int, int]:
