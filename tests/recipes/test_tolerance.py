@@ -44,7 +44,7 @@ def test_the_file_keeps_the_tolerance_on_what_was_held_out_and_is_the_smallest_t
     kept = score(folder / "net.scn", held_out)
     assert kept.correct == found.score.correct
     assert 100 * (baseline.correct - kept.correct) / 300 <= POINTS
-    assert found.file_bytes == (folder / "net.scn").stat().st_size < found.float_bytes / 8
+    assert found.file_bytes == (folder / "net.scn").stat().st_size < found.float_bytes / 5
     files = {path: path.stat().st_size for path in folder.glob("branch-*/net.scn")}
     assert sorted(files.values(), reverse=True) == [attempt.file_bytes for attempt in found.attempts]
     within = [size for path, size in files.items() if baseline.correct - score(path, held_out).correct <= 3 * POINTS]
