@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from selfcompress import __version__
 from selfcompress.cli import app
 from selfcompress.recipes.datasets import CONTEXT, DATASETS, IMAGE_SIZE, SAMPLES, load_dataset
+from selfcompress.scoring import Score, load_float
 
 SHORT = ["--width", "30", "--epochs", "2", "--batch-size", "64"]
 NO_CONTROL_CODES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -394,11 +395,98 @@ def test_an_option_of_explain_that_cannot_work_is_one_clear_error(options: list[
     refused(call("explain", *options), expected, "hint: ")
 
 
+def test_a_run_begins_with_the_float_network_that_another_one_left(run: Path, tmp_path: Path) -> None:
+    result = call("train", *SHORT, "--from", run / "float", "--out", tmp_path / "run", "--no-plot")
+    assert result.exit_code == 0, result.output
+    recipe = json.loads((tmp_path / "run" / "result.json").read_text())["recipe"]
+    assert recipe["start"] == str(run / "float")
+    refused(call("train", *SHORT, "--from", tmp_path / "no.pt", "--out", tmp_path / "b"), "no.pt`: cannot be", "hint:")
+
+
+SEARCH = ["--width", "20", "--epochs", "5", "--batch-size", "160", "--lr", "1e-2", "--validation", "200"]
+
+
+def test_a_tolerance_in_place_of_gamma_gives_a_file_and_what_was_tried(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    result = call("train", *SEARCH, "--tolerance", "30", "--out", folder)
+    assert result.exit_code == 0, result.output
+    size = (folder / "net.scn").stat().st_size
+    found = json.loads((folder / "result.json").read_text())
+    assert found["file_bytes"] == size
+    (row,) = [line for line in result.stdout.splitlines() if line.rstrip().endswith("chosen")]
+    assert row.split()[0] == f"{size:,}"
+    assert f"net.scn: {size:,} bytes" in result.stdout
+    test = json.loads(call("eval", folder / "net.scn", "--json").stdout)
+    assert f"the same file on the test set: {100 * test['accuracy']:.2f} % of 360" in result.stdout
+    assert "trunk" in result.stderr
+
+    again = call("train", "--out", folder, "--resume")
+    assert again.stdout == result.stdout
+    refused(call("train", *SEARCH, "--tolerance", "30", "--out", folder), "found a run", "hint: ")
+    refused(call("train", "--out", folder, "--resume", "--tolerance", "1"), "started with `tolerance` = `30.0`")
+
+
+def test_a_tolerance_that_cannot_be_met_is_an_error(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcompress.recipes.training.score_file", lambda *_: Score(10, 100, 1.0))
+    import torch
+
+    from selfcompress.recipes.networks import build_network
+
+    model = build_network("lenet-300-100", input_shape=(1, 8, 8), num_classes=10, width=30)
+    torch.save(load_float(run / "float" / "net.f32", model).state_dict(), tmp_path / "net.pt")
+    options = ["--width", "30", "--epochs", "2", "--batch-size", "128", "--validation", "100"]
+    result = call("train", *options, "--tolerance", "0", "--from", tmp_path / "net.pt", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "tolerance: no file stays within 0 points of the float network's" in result.stderr
+    assert "hint: allow more" in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "run" / "net.scn").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--tolerance", "1", "--gamma", "1"], "`--gamma`: found beside `--tolerance`"),
+        (["--tolerance", "1", "--target", "9 kB"], "`--target`: found beside `--tolerance`"),
+        (["--tolerance", "-1"], "expected percentage points of 0 … 100, got `-1.0`"),
+        (["--tolerance", "1", "--baseline"], "`--baseline`: comes with `--tolerance`"),
+        (["--baseline-run", "float"], "`--baseline-run`: belongs to `--tolerance`"),
+        (["--tolerance", "1", "--baseline-run", "no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_a_tolerance_goes_with_what_it_can(tmp_path: Path, options: list[str], expected: str) -> None:
+    refused(call("train", *options, "--out", tmp_path / "run"), expected, "hint: ")
+    assert not (tmp_path / "run").exists()
+
+
+SWEEP = ["sweep", "--width", "16", "--epochs", "1"]
+
+
+def test_a_sweep_shows_its_runs_and_hands_over_the_file_that_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    result = call(*SWEEP, "--runs", "2", "--validation", "100", "--pick", "bytes <= 1 000", "--out", tmp_path / "a")
+    refused(result, "expected a condition on accuracy, error or bytes", "hint: ")
+    assert not (tmp_path / "a").exists()
+    result = call(*SWEEP, "--runs", "2", "--validation", "100", "--pick", "accuracy >= 1", "--out", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "a").glob("run-*/net.scn"))]
+    assert len(sizes) == 2
+    assert (tmp_path / "a" / "best.scn").stat().st_size == min(sizes)
+    assert all(f"{size:,}" in result.stdout for size in sizes)
+    assert "scored on the validation set" in result.stdout
+    assert (tmp_path / "a" / "front.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "a" / "best.scn").unlink()
+    again = call(*SWEEP, "--runs", "2", "--validation", "100", "--pick", "error <= 0", "--out", tmp_path / "a")
+    assert again.exit_code == 2
+    assert "none of 2 files meets `error <= 0`: the most accurate has" in again.stderr
+    assert not (tmp_path / "a" / "best.scn").exists()
+
+
 def test_version_and_help() -> None:
     assert call("--version").stdout == f"selfcompress {__version__}\n"
-    for arguments in ([], ["train"], ["eval"], ["inspect"], ["explain"]):
+    for arguments in ([], ["train"], ["sweep"], ["eval"], ["inspect"], ["explain"]):
         result = call(*arguments, "--help")
         assert result.exit_code == 0
     text = call("--help").stdout
-    assert all(command in text for command in ("train", "eval", "inspect", "explain"))
+    assert all(command in text for command in ("train", "sweep", "eval", "inspect", "explain"))
     assert "digits, mnist, fashion-mnist" in " ".join(call("train", "--help").stdout.replace("│", " ").split())

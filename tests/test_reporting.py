@@ -156,6 +156,47 @@ def test_the_table_of_a_file_sums_up_to_the_file() -> None:
     assert sum(shares) == pytest.approx(100)
 
 
+def rows_of(table: reporting.Table) -> list[list[str]]:
+    stream = io.StringIO()
+    reporting.print_tables(stream, table)
+    return [line.split() for line in stream.getvalue().splitlines()[3:] if line.strip()]
+
+
+def test_the_table_of_a_search_marks_the_chosen_file_and_says_why_not_the_others() -> None:
+    tried = [
+        reporting.Attempt(2000, 0.97, 0.5, 12, True),
+        reporting.Attempt(1000, 0.965, 1.0, 20, True),
+        reporting.Attempt(800, 0.9, 7.5, 22, False),
+    ]
+    rows = rows_of(reporting.attempts_table(tried, float_bytes=200_000, chosen_bytes=1000))
+    assert rows == [
+        ["2,000", "100.0", "×", "97.00", "%", "0.50", "12", "within", "the", "tolerance"],
+        ["1,000", "200.0", "×", "96.50", "%", "1.00", "20", "chosen"],
+        ["800", "250.0", "×", "90.00", "%", "7.50", "22", "loses", "too", "much"],
+    ]
+
+
+FRONT = [
+    reporting.Point(0, 0.1, 5000, 0.98, "a"),
+    reporting.Point(1, 3.0, 900, 0.9, "b"),
+    reporting.Point(2, 0.5, 5100, 0.97, "c"),
+]
+
+
+def test_the_table_of_a_sweep_marks_the_front() -> None:
+    assert rows_of(reporting.points_table(FRONT)) == [
+        ["1", "3", "900", "90.00", "%", "10.00", "%", "front"],
+        ["0", "0.1", "5,000", "98.00", "%", "2.00", "%", "front"],
+        ["2", "0.5", "5,100", "97.00", "%", "3.00", "%"],
+    ]
+
+
+def test_the_front_is_drawn_also_of_a_single_point(tmp_path: Path) -> None:
+    for points in (FRONT, FRONT[:1]):
+        reporting.plot_front(points, tmp_path / "front.png", "digits", "test")
+        assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_plot_is_a_png(tmp_path: Path) -> None:
     reporting.plot_run([replace(RECORD, epoch=epoch) for epoch in (1, 2, 3)], tmp_path / "run.png", "digits")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 2 for a
 no traceback), 130 for a run that was stopped and can be resumed.
 """
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -41,10 +42,16 @@ from .packing import load
 from .recipes.datasets import DATASETS, SAMPLES, Dataset, load_dataset
 from .recipes.networks import NETWORKS, build_network
 from .recipes.recipe import Recipe, default_recipe, parse_label
+from .recipes.sweeping import hand_over, parse_condition, pick, sweep
+from .recipes.tolerance import find_smallest, read_search
 from .recipes.training import (
     CHECKPOINT,
     EVALUATION_BATCH,
+    FILE,
     Interrupted,
+    OnEpoch,
+    OnPart,
+    OnStep,
     Result,
     build_for,
     find_device,
@@ -52,7 +59,17 @@ from .recipes.training import (
     train,
     train_float,
 )
-from .reporting import EpochRecord, ProgressReporter, comparison_table, file_table, plot_run, print_tables
+from .reporting import (
+    EpochRecord,
+    ProgressReporter,
+    attempts_table,
+    comparison_table,
+    file_table,
+    plot_front,
+    plot_run,
+    points_table,
+    print_tables,
+)
 from .scoring import describe_machine, describe_versions, file_bytes, score_file, score_model
 
 P = ParamSpec("P")
@@ -138,6 +155,14 @@ def train_command(
         int | None,
         typer.Option(help="Channels of the network's first stage, where it has that option.", rich_help_panel=WHAT),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Trained weights to begin with: a state dict (.pt, .pth, .safetensors), or the folder of a float run.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     gamma: Annotated[
         float | None,
         typer.Option(help="Weight of the size in the loss: more makes the file smaller.", rich_help_panel=HOW),
@@ -147,6 +172,23 @@ def train_command(
         typer.Option(
             help="Size of the file, in place of --gamma: '200 kB', '2 %' of the float network, '0.5 bits/weight'.",
             rich_help_panel=HOW,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Find the smallest file that loses at most so many points of accuracy to the float network, measured "
+            "on held-out examples, in place of --gamma: 0.5 is half a percentage point.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    baseline_run: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --tolerance: folder of a float run to compare with, in place of training one. It must have held "
+            "out the same examples.",
+            rich_help_panel=HOW,
+            show_default=False,
         ),
     ] = None,
     rate: Annotated[
@@ -211,10 +253,13 @@ def train_command(
     Options that are not given take the settings found for that data set and network; a resumed run keeps its own.
     Ctrl-C stops a run so that --resume can go on with it.
     """
-    if gamma is not None and target is not None:
-        raise UsageError("`--gamma`: found beside `--target`, which sets it\nhint: leave one of them out")
+    dials = {"--gamma": gamma, "--target": target, "--tolerance": tolerance}
+    turned = [option for option, value in dials.items() if value is not None]
+    if len(turned) > 1:
+        raise UsageError(f"`{turned[0]}`: found beside `{turned[1]}`, which sets it\nhint: leave one of them out")
     options: dict[str, Any] = {
         "width": width,
+        "start": start,
         "gamma": gamma,
         "target": target,
         "rate": rate,
@@ -234,11 +279,64 @@ def train_command(
             raise UsageError("`--resume`: expected `--out` with the folder of the run\nhint: add `--out FOLDER`")
         named = {"dataset": data, "network": network}
         given |= {name: value for name, value in named.items() if value is not None}
-        recipe = replace(read_recipe(out), **given)
+        search = read_search(out)
+        if search is not None:
+            tolerance = search.tolerance if tolerance is None else tolerance
+            if baseline_run is None and search.baseline_run is not None:
+                baseline_run = Path(search.baseline_run)
+        recipe = replace(read_recipe(out) if search is None else search.recipe, **given)
     else:
         recipe = replace(default_recipe(data or "digits", network), **given)
     folder = out or Path("runs") / recipe.label.replace(" ", "-").replace(":", "-")
+    if tolerance is not None:
+        if baseline:
+            raise UsageError("`--baseline`: comes with `--tolerance` by itself\nhint: leave it out")
+        if graph:
+            raise UsageError("`--graph`: does not go with `--tolerance`\nhint: leave one of them out")
+        _run_search(recipe, folder, tolerance, baseline_run, resume=resume)
+        return
+    if baseline_run is not None:
+        raise UsageError("`--baseline-run`: belongs to `--tolerance`\nhint: add `--tolerance 0.5`, or leave it out")
     _run_training(recipe, folder, baseline=baseline, resume=resume, plot=plot, graph=graph)
+
+
+@contextlib.contextmanager
+def _progress(recipe: Recipe, folder: Path, hint: str) -> Iterator[OnPart]:
+    """Tells on stderr how several runs go, one after the other; `hint` says how to go on after a stop."""
+    with contextlib.ExitStack() as stack:
+
+        def on_part(title: str, epochs: int) -> tuple[OnEpoch, OnStep]:
+            stack.close()  # the progress of the part before
+            line = f"{recipe.label}, {title}, seed {recipe.seed}, {recipe.device}: {folder}"
+            reporter = stack.enter_context(ProgressReporter(line, epochs, sys.stderr))
+            return reporter.on_epoch, reporter.on_step
+
+        try:
+            yield on_part
+        except Interrupted as stop:
+            stack.close()
+            typer.echo(f"selfcompress: {stop}", err=True)
+            typer.echo(f"hint: {hint}", err=True)
+            raise typer.Exit(130) from stop
+
+
+def _run_search(recipe: Recipe, folder: Path, tolerance: float, baseline_run: Path | None, *, resume: bool) -> None:
+    hint = f"go on with `selfcompress train --out {shlex.quote(str(folder))} --resume`"
+    with _progress(recipe, folder, hint) as on_part:
+        found = find_smallest(
+            recipe, folder, tolerance=tolerance, baseline_run=baseline_run, resume=resume, on_part=on_part
+        )
+    print_tables(sys.stdout, attempts_table(found.attempts, found.float_bytes, found.file_bytes))
+    floats, score, test = found.float_score, found.score, found.test_score
+    typer.echo(f"float network: {100 * floats.accuracy:.2f} % of {floats.total:,} held-out examples")
+    lost = 100 * (floats.accuracy - score.accuracy)
+    typer.echo(
+        f"{folder / FILE}: {found.file_bytes:,} bytes, {100 * score.accuracy:.2f} %: {lost:.2f} points lost, "
+        f"{tolerance:g} allowed"
+    )
+    typer.echo(f"the same file on the test set: {100 * test.accuracy:.2f} % of {test.total:,}")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
 
 
 def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool, plot: bool, graph: bool) -> None:
@@ -279,6 +377,116 @@ def _follow(
     if plot:
         plot_run(records, folder / "run.png", recipe.label)
     return result
+
+
+@app.command("sweep")
+@_tell_errors
+def sweep_command(
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Data set: {', '.join(DATASETS)}. [default: digits]", rich_help_panel=WHAT),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]", rich_help_panel=WHAT),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Channels of the network's first stage, where it has that option.", rich_help_panel=WHAT),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Trained weights to begin with, as for train.", rich_help_panel=WHAT)
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(help="Runs of the sweep in all, those of earlier calls included.", rich_help_panel=HOW)
+    ] = 12,
+    gamma_from: Annotated[float, typer.Option(help="Smallest gamma.", rich_help_panel=HOW)] = 0.1,
+    gamma_to: Annotated[float, typer.Option(help="Largest gamma.", rich_help_panel=HOW)] = 3.0,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training set, of each run.", rich_help_panel=HOW)
+    ] = None,
+    validation: Annotated[
+        int | None,
+        typer.Option(
+            help="Hold out this many training examples and score on them; the test set is not looked at.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Start of all randomness, of each run.", rich_help_panel=HOW)] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            "--pick",
+            help="Copy the smallest file with 'accuracy >= 99.0' or 'error <= 1.0' (percent), or the most accurate one "
+            "with 'bytes <= 4000', to best.scn.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: cpu]", rich_help_panel=WHERE)
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SELFCOMPRESS_DATA",
+            help="Folder that holds the data sets.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep. [default: runs/DATA-NETWORK-sweep]", rich_help_panel=WHERE)
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of a database that several processes share, such as postgresql://…. [default: study.db in --out]",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+) -> None:
+    """Train with many gammas, and show which files no other one beats.
+
+    The same command again goes on with a sweep, also from several processes at once. Needs the package optuna.
+    """
+    condition = None if choose is None else parse_condition(choose)
+    options: dict[str, Any] = {
+        "width": width,
+        "start": start,
+        "epochs": epochs,
+        "validation": validation,
+        "seed": seed,
+        "device": device,
+        "data_dir": None if data_dir is None else str(data_dir),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = replace(default_recipe(data or "digits", network), **given)
+    folder = out or Path("runs") / (recipe.label.replace(" ", "-").replace(":", "-") + "-sweep")
+    with _progress(recipe, folder, "the same command goes on with it") as on_part:
+        found = sweep(
+            recipe,
+            folder,
+            runs=runs,
+            gamma_from=gamma_from,
+            gamma_to=gamma_to,
+            storage=storage,
+            on_part=on_part,
+        )
+    print_tables(sys.stdout, points_table(found.points))
+    for problem in found.failed:
+        typer.echo(f"no file: {problem}")
+    if found.unfinished:
+        typer.echo(f"{found.unfinished} more runs are not finished: other processes have them")
+    if found.points:
+        plot_front(found.points, folder / "front.png", recipe.label, found.scored_on)
+    typer.echo(f"scored on the {found.scored_on} set; everything is in {folder}{os.sep}")
+    if condition is not None:
+        point = pick(found.points, condition)
+        path = hand_over(point, folder)
+        typer.echo(
+            f"{path}: {point.file_bytes:,} bytes, {100 * point.accuracy:.2f} %, run {point.number}, "
+            f"picked by `{condition.text}`"
+        )
 
 
 @app.command("eval")

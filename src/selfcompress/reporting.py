@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.table import Table
 
 from .container import write_file
 from .packing import FileSummary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PIPE_WIDTH = 200
 """Columns of a table that goes to a file or a pipe: wide enough that no layer's name is folded."""
@@ -94,6 +97,43 @@ class RunSummary:
     def ratio(self) -> float:
         """How many times smaller the file is than the float network."""
         return self.float_bytes / self.file_bytes
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A file that was tried in the search for the smallest one that is good enough."""
+
+    file_bytes: int
+    """Bytes of the file on disk."""
+    accuracy: float
+    """Share of correct predictions of the file loaded again, on examples held out, 0 … 1."""
+    lost_points: float
+    """By how much that is below the float network, in percentage points."""
+    epoch: int
+    """Epoch of the trunk that it was annealed from."""
+    qualifies: bool
+    """Whether the loss is within the tolerance."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run of a sweep: one gamma, one file."""
+
+    number: int
+    """Number of the run in its sweep, from 0."""
+    gamma: float
+    """Weight of the size in the loss."""
+    file_bytes: int
+    """Bytes of the file on disk."""
+    accuracy: float
+    """Share of correct predictions of the file loaded again, 0 … 1."""
+    folder: str
+    """Folder of the run."""
+
+    @property
+    def error(self) -> float:
+        """Share of wrong predictions, 0 … 1."""
+        return 1.0 - self.accuracy
 
 
 EPOCH_HEADER = (
@@ -220,6 +260,48 @@ def comparison_table(runs: Sequence[RunSummary]) -> Table:
     return table
 
 
+def attempts_table(attempts: Sequence[Attempt], float_bytes: int, chosen_bytes: int) -> Table:
+    """All files that were tried in a search, from the largest to the smallest; the chosen one is marked."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("bytes of the file", "times smaller", "accuracy, held out", "points lost", "from epoch"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for a in attempts:
+        verdict = "within the tolerance" if a.qualifies else "loses too much"
+        table.add_row(
+            f"{a.file_bytes:,}",
+            f"{float_bytes / a.file_bytes:,.1f} ×",
+            _percent(a.accuracy),
+            f"{a.lost_points:.2f}",
+            str(a.epoch),
+            "chosen" if a.qualifies and a.file_bytes == chosen_bytes else verdict,
+        )
+    return table
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in bytes without losing in accuracy, or the other way round; by bytes."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.file_bytes, -p.accuracy, p.number)):
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return front
+
+
+def points_table(points: Sequence[Point]) -> Table:
+    """The runs of a sweep, from the smallest file to the largest; those on the front are marked."""
+    front = {point.number for point in pareto_front(points)}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("run", "gamma", "bytes of the file", "accuracy", "error"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for p in sorted(points, key=lambda p: (p.file_bytes, -p.accuracy, p.number)):
+        mark = "front" if p.number in front else ""
+        cells = (str(p.number), f"{p.gamma:.3g}", f"{p.file_bytes:,}", _percent(p.accuracy), _percent(p.error))
+        table.add_row(*cells, mark)
+    return table
+
+
 def _shape(shape: Sequence[int]) -> str:
     return "×".join(str(size) for size in shape)
 
@@ -271,6 +353,35 @@ def plot_run(records: Sequence[EpochRecord], path: Path, title: str) -> None:
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
+    _write_figure(figure, path)
+
+
+def plot_front(points: Sequence[Point], path: Path, title: str, scored_on: str) -> None:
+    """Draw the error of a sweep's files against their bytes into the PNG at `path`, with the front as a line.
+
+    Raises `OutputError` if it cannot be written.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only some runs are drawn
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    front = pareto_front(points)
+    axes.step(
+        [p.file_bytes for p in front], [100 * p.error for p in front], where="post", color="C0", label="Pareto front"
+    )
+    axes.plot([p.file_bytes for p in points], [100 * p.error for p in points], "o", color="C1", label="runs")
+    for p in front:
+        axes.annotate(f"γ {p.gamma:.2g}", (p.file_bytes, 100 * p.error), xytext=(4, 4), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xlabel("size of the file, bytes")
+    axes.set_ylabel(f"error on the {scored_on} set, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _write_figure(figure, path)
+
+
+def _write_figure(figure: "Figure", path: Path) -> None:
     image = io.BytesIO()
     figure.savefig(image, dpi=120, format="png")
     write_file(path, image.getvalue())

@@ -1,9 +1,12 @@
 """A run in its folder: what it writes, how it stops, and that it goes on as if nothing had happened."""
 
 import errno
+import importlib.util
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -14,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from selfcompress import scoring
-from selfcompress.errors import CheckpointError, FormatError, NonFiniteError, OutputError, UsageError
+from selfcompress import SelfCompressor, scoring
+from selfcompress.errors import CheckpointError, DataError, FormatError, NonFiniteError, OutputError, UsageError
 from selfcompress.recipes import training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import DEFAULT_NETWORKS, Recipe, default_recipe, parse_label
+from selfcompress.recipes.starting import load_weights
 
 # Small and under high pressure: channels are cut in the second epoch.
 SMALL = Recipe(width=40, gamma=8.0, epochs=4, batch_size=16, lr=3e-3)
@@ -251,6 +255,128 @@ def test_a_run_resumes_only_as_it_was_started(tmp_path: Path, change: dict[str, 
         training.train(replace(FIRST, **change), tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="expected a float run, found a compressing one"):
         training.train_float(FIRST, tmp_path, resume=True)
+
+
+def network(width: int = 40) -> torch.nn.Module:
+    return training.build_for(load_dataset("digits"), SMALL.network, width)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a float run."""
+    folder = tmp_path_factory.mktemp("trained")
+    training.train_float(Recipe(width=40, epochs=15, batch_size=64, lr=4e-3, augment=False), folder)
+    return folder
+
+
+def test_a_trained_network_keeps_its_accuracy_when_it_is_attached(trained: Path) -> None:
+    dataset = load_dataset("digits")
+
+    def right(model: torch.nn.Module) -> int:
+        train = dataset.train_batches(250, seed=0, epoch=1, augment=False)
+        return sum(scoring.score_model(model, batches).correct for batches in (train, dataset.test_batches(250)))
+
+    model = load_weights(trained, into=network())
+    before = right(model)
+    assert before > 0.95 * 1797
+    SelfCompressor(model, dataset.example_inputs())
+    assert abs(right(model) - before) <= 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "net.pt", "net.pth"])
+def test_a_run_begins_with_trained_weights_and_needs_them_only_once(trained: Path, tmp_path: Path, kind: str) -> None:
+    start = tmp_path / kind
+    if kind == "folder":
+        shutil.copytree(trained, start)
+    else:
+        torch.save(load_weights(trained, into=network()).state_dict(), start)
+    recipe = replace(SMALL, start=str(start), lr=1e-6, gamma=0.0, epochs=2, batch_size=256)
+    with pytest.raises(training.Interrupted):
+        training.train(recipe, tmp_path / "run", on_step=stop_at(2, 1, interrupt))
+    shutil.rmtree(start) if kind == "folder" else start.unlink()
+    result = training.train(recipe, tmp_path / "run", resume=True)
+    score = json.loads((trained / training.RESULT).read_text())["score"]
+    assert abs(result.score.correct - score["correct"]) <= 2
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="needs the package safetensors")
+def test_a_run_begins_with_the_weights_of_a_safetensors_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    expected = network().state_dict()
+    save_file(expected, tmp_path / "net.safetensors")
+    found = load_weights(tmp_path / "net.safetensors", into=network()).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+class Evil:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.abort, ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("missing.pt", None, "cannot be read: No such file"),
+        ("net.onnx", None, "expected a file that ends in `.pt`, `.pth`, `.safetensors`, or the folder of a float run"),
+        ("net.pt", b"", "expected a state dict, found 0 other bytes"),
+        ("net.pt", b"GIF89a" * 50, "expected a state dict, found 300 other bytes"),
+        ("net.pt", [1, 2], "tensors only, found a `list`"),
+        ("net.pt", {"model": {}, "epoch": 3}, "tensors only, found a `dict` with `model`, `epoch`"),
+        ("net.pt", {"weight": Evil()}, "expected a state dict"),
+        ("net.pt", 41, "`fc1.bias`: expected (40,), found (41,)"),
+        ("net.pt", "lacking", "`fc3.bias`: expected (10,), found nothing"),
+        ("net.pt", "more", "`fc4`: expected nothing, found (2,)"),
+        ("folder", b"", "`net.f32`: No such file"),
+        ("folder", b"1234", "bytes for this network, found 4"),
+    ],
+)
+def test_weights_that_cannot_be_begun_with_are_one_clear_error(
+    tmp_path: Path, name: str, content: Any, expected: str
+) -> None:
+    path = tmp_path / name
+    state = network().state_dict()
+    if name == "folder":
+        path.mkdir()
+        if content:
+            (path / "net.f32").write_bytes(content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        wrong = {
+            41: lambda: network(41).state_dict(),
+            "lacking": lambda: {k: v for k, v in state.items() if k != "fc3.bias"},
+            "more": lambda: state | {"fc4": torch.ones(2)},
+        }
+        torch.save(wrong[content]() if isinstance(content, int | str) else content, path)
+    with pytest.raises(DataError, match=re.escape(expected)) as caught:
+        training.train(replace(FIRST, start=str(path)), tmp_path / "run")
+    assert "\nhint: " in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_float_run_of_another_network_is_refused_even_if_it_has_as_many_numbers(
+    trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "other")
+    path = tmp_path / "other" / training.CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"recipe": state["recipe"] | {"network": "lenet5"}}, path)
+    with pytest.raises(DataError, match="expected a run of `digits lenet-300-100:40`, found one of `digits lenet5:40`"):
+        training.train(replace(FIRST, start=str(tmp_path / "other")), tmp_path / "run")
+
+
+def test_part_of_a_run_is_its_beginning(finished: tuple[Path, training.Result], tmp_path: Path) -> None:
+    for epochs in (1, 2, 2):
+        records = training.train_part(SMALL, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
+        assert len(records) == epochs
+    assert records_of(tmp_path) == records_of(finished[0])[:2]
+    assert not (tmp_path / training.FILE).exists()
+    training.train(SMALL, tmp_path, resume=True)
+    assert (tmp_path / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
 
 
 def test_training_works_in_a_thread(tmp_path: Path) -> None:

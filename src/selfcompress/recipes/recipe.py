@@ -30,6 +30,9 @@ class Recipe:
     """Name of the network: see `networks.py`."""
     width: int | None = None
     """Channels of the network's first stage; None for the network's own default. Some networks have no such option."""
+    start: str | None = None
+    """Trained weights to begin with: a `.pt`, `.pth` or `.safetensors` file, or the folder of a float run. None begins
+    with random ones. A run that is resumed does not read it again."""
     gamma: float = 0.3
     """Weight of the size in the loss: nats per (bit per weight of the starting network), >= 0. More: smaller file."""
     target: str | None = None

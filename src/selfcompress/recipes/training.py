@@ -8,7 +8,8 @@ A run that is stopped goes on bit for bit: the order of the examples follows fro
 number generators is in the checkpoint, and the network is shrunk to its checkpoint's shape before the optimizer is
 made. On CUDA, some of torch's own kernels add up in varying order; there the promise is that of torch.
 
-`train_float` is the same loop without compression, for comparison. Left out: several devices, early stopping.
+`train_float` is the same loop without compression, for comparison; `train_part` is its beginning, for those who decide
+on the way how to go on. Left out: several devices.
 """
 
 import io
@@ -16,7 +17,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from ..budget import parse_target
 from ..compressor import SelfCompressor
 from ..container import write_file
-from ..errors import CheckpointError, NonFiniteError, OutputError, UsageError
+from ..errors import CheckpointError, DataError, NonFiniteError, OutputError, UsageError
 from ..packing import save
 from ..reporting import EpochRecord, RunSummary
 from ..scoring import (
@@ -48,17 +49,21 @@ from ..scoring import (
 from .datasets import Dataset, load_dataset
 from .networks import build_network
 from .recipe import Recipe
+from .starting import FLOAT_FILE as FLOAT_FILE
+from .starting import load_weights
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FILE = "net.scn"
-FLOAT_FILE = "net.f32"
 CHECKPOINT_VERSION = 1
 EVALUATION_BATCH = 250
 
 OnEpoch = Callable[[EpochRecord], None]
 OnStep = Callable[[int, int, int], None]
+OnPart = Callable[[str, int], tuple[OnEpoch | None, OnStep | None]]
+"""For what is made of several runs: told of the title and the epochs of each before it starts, it answers who is to be
+told of its progress."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -129,9 +134,35 @@ def train_float(
     return _run(recipe, Path(out_dir), compress=False, resume=resume, on_epoch=on_epoch, on_step=on_step)
 
 
+def train_part(
+    recipe: Recipe,
+    out_dir: str | os.PathLike[str],
+    *,
+    stop: Callable[[Sequence[EpochRecord]], bool],
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+) -> list[EpochRecord]:
+    """Train as `train` does, until `stop` says so; no file is written, but there is a checkpoint of the last epoch.
+
+    Args:
+        recipe: as for `train`.
+        out_dir: as for `train`; a run that is there goes on.
+        stop: asked before every epoch, with the records of all finished ones.
+        on_epoch: as for `train`. When it is called with the newest record, the checkpoint is that epoch's.
+        on_step: as for `train`.
+
+    Returns the records of all finished epochs. Errors are those of `train`.
+    """
+    folder = Path(out_dir)
+    job = _start(recipe, folder, compress=True, resume=(folder / CHECKPOINT).exists(), on_epoch=on_epoch)
+    with _can_go_on(folder):
+        _train_epochs(job, stop, on_epoch, on_step)
+    return job.records
+
+
 def read_recipe(out_dir: str | os.PathLike[str]) -> Recipe:
     """The recipe of the run in `out_dir`. Raises `CheckpointError` if there is none that can be read."""
-    return Recipe.from_dict(_read_checkpoint(Path(out_dir))["recipe"])
+    return Recipe.from_dict(read_checkpoint(Path(out_dir) / CHECKPOINT)["recipe"])
 
 
 def build_for(dataset: Dataset, network: str, width: int | None) -> nn.Module:
@@ -165,33 +196,55 @@ def _run(
     on_epoch: OnEpoch | None,
     on_step: OnStep | None,
 ) -> Result:
+    job = _start(recipe, folder, compress=compress, resume=resume, on_epoch=on_epoch)
+    with _can_go_on(folder):
+        _train_epochs(job, lambda _: False, on_epoch, on_step)
+        return _finish(job, graph)
+
+
+def _start(recipe: Recipe, folder: Path, *, compress: bool, resume: bool, on_epoch: OnEpoch | None) -> _Job:
+    """A new run in its folder, or the one that is there, of which `on_epoch` is told."""
     checkpoint = _find_checkpoint(folder, recipe, compress=compress, resume=resume)
     job = _prepare(recipe, folder, compress, checkpoint)
-    _make_folder(folder)  # now that data and network are known to be there
+    make_folder(folder)  # now that data and network are known to be there
     _rewrite_metrics(job)
     if checkpoint is None:
         _write_checkpoint(job)
     if on_epoch is not None:
         for record in job.records:
             on_epoch(record)
+    return job
+
+
+def _train_epochs(
+    job: _Job, stop: Callable[[Sequence[EpochRecord]], bool], on_epoch: OnEpoch | None, on_step: OnStep | None
+) -> None:
+    """The epochs that are left, up to where `stop` says so."""
+    for epoch in range(len(job.records) + 1, job.recipe.epochs + 1):
+        if stop(job.records):
+            return
+        record = _train_epoch(job, epoch, on_step)
+        job.records.append(record)
+        _write_checkpoint(job)
+        _append_metrics(job, record)
+        if on_epoch is not None:
+            on_epoch(record)
+
+
+@contextmanager
+def _can_go_on(folder: Path) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM become `Interrupted`."""
     try:
         with _sigterm_interrupts():
-            for epoch in range(len(job.records) + 1, recipe.epochs + 1):
-                record = _train_epoch(job, epoch, on_step)
-                job.records.append(record)
-                _write_checkpoint(job)
-                _append_metrics(job, record)
-                if on_epoch is not None:
-                    on_epoch(record)
-            return _finish(job, graph)
+            yield
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(len(_read_checkpoint(folder)["records"]), folder) from interrupt
+        raise Interrupted(len(read_checkpoint(folder / CHECKPOINT)["records"]), folder) from interrupt
 
 
 def _find_checkpoint(folder: Path, recipe: Recipe, *, compress: bool, resume: bool) -> dict[str, Any] | None:
     """The checkpoint that is to be resumed, or None for a new run, after a look that there is none in its place."""
     if resume:
-        checkpoint = _read_checkpoint(folder)
+        checkpoint = read_checkpoint(folder / CHECKPOINT)
         _check_same_run(folder, checkpoint, recipe, compress)
         return checkpoint
     found = [name for name in (CHECKPOINT, METRICS, RESULT, FILE, FLOAT_FILE) if os.path.exists(folder / name)]
@@ -203,7 +256,8 @@ def _find_checkpoint(folder: Path, recipe: Recipe, *, compress: bool, resume: bo
     return None
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. Raises `OutputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -212,8 +266,8 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _read_checkpoint(folder: Path) -> dict[str, Any]:
-    path = folder / CHECKPOINT
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `write_checkpoint` wrote, on the CPU. Raises `CheckpointError` if it cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -258,6 +312,9 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
     torch.manual_seed(recipe.seed)
     dataset = load_dataset(recipe.dataset, recipe.data_dir, validation=recipe.validation, shift=recipe.shift).to(device)
     model = build_for(dataset, recipe.network, recipe.width).to(device)
+    if recipe.start is not None and checkpoint is None:
+        check_origin(recipe.start, recipe)
+        load_weights(recipe.start, into=model)
     float_bytes = 4 * sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
     compressor = None
     if compress:
@@ -285,6 +342,21 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         if device.type == "cuda" and "cuda" in checkpoint["random"]:
             torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
     return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes)
+
+
+def check_origin(start: str, recipe: Recipe) -> None:
+    """Refuse a float run of another network, which may have as many numbers: its file holds no names.
+
+    Raises `DataError`. What is not the folder of a run passes.
+    """
+    if not (Path(start) / CHECKPOINT).exists():
+        return
+    found = read_recipe(start)
+    if (found.network, found.width) != (recipe.network, recipe.width):
+        raise DataError(
+            f"`{start}`: expected a run of `{recipe.label}`, found one of `{found.label}`\n"
+            "hint: train the network that the weights are of: see `--network` and `--width`"
+        )
 
 
 def _dial(recipe: Recipe, dataset: Dataset, float_bytes: int) -> dict[str, Any]:
@@ -419,10 +491,15 @@ def _write_checkpoint(job: _Job) -> None:
         state["compressor"] = job.compressor.state_dict()
     else:
         state["model"] = job.model.state_dict()
+    write_checkpoint(job.folder / CHECKPOINT, state)
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint all or nothing. Inverse: `read_checkpoint`. Raises `OutputError`."""
     # by way of memory: torch turns a full disk into an error that cannot be told from others
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_file(job.folder / CHECKPOINT, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def _rewrite_metrics(job: _Job) -> None:
