@@ -169,11 +169,6 @@ def test_a_target_that_cannot_be_met_is_refused_with_the_smallest_size_and_the_m
         SelfCompressor(network(), (torch.randn(2, 20),), target=least - 1, total_steps=100)
 
 
-def test_what_stays_in_float_counts_towards_what_can_be_met() -> None:
-    with pytest.raises(UsageError, match="cannot be met"):
-        SelfCompressor(network(), (torch.randn(2, 20),), target="30 %", total_steps=100, skip=["0.weight"])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -194,6 +189,6 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
 def test_with_room_for_more_than_eight_bits_it_starts_from_more() -> None:
     model = network()
     compressor = SelfCompressor(model, (torch.randn(2, 20),), target="30 %", total_steps=100)
-    assert compressor.compressed[0].quantizer.bits[0] == pytest.approx(0.3 * 32 + 2.5, abs=0.01)
+    assert compressor.compressed[0].quantizer.bits[0].item() == pytest.approx(0.3 * 32 + 2.5, abs=0.01)
     few = SelfCompressor(network(), (torch.randn(2, 20),), target="10 %", total_steps=100)
-    assert few.compressed[0].quantizer.bits[0] == 8
+    assert few.compressed[0].quantizer.bits[0].item() == 8
