@@ -120,6 +120,16 @@ def test_nothing_and_next_to_nothing_can_be_fitted(shape: tuple[int, int, int]) 
         assert coded_bits(levels, model) > 0
 
 
+@pytest.mark.parametrize("shape", [(512, 784, 1), (256, 256, 9)])
+def test_a_large_matrix_is_judged_by_some_of_its_rows(shape: tuple[int, int, int]) -> None:
+    rows, columns, taps = shape
+    image = blobs(rows, 28, 28) if taps == 1 else blobs(rows, columns * 3, 3).reshape(shape)
+    model = fit_levels(as_rows(image), taps, None if taps == 1 else 3)
+    assert model.context is not None
+    assert levels_bits(image, model) < 0.93 * levels_bits(image, fit(count(as_rows(image), taps)))
+    assert fit_levels(as_rows(noise(shape)), taps, None if taps == 1 else 3).context is None
+
+
 def test_dead_rows_and_columns_are_not_coded_and_do_not_move_the_lines() -> None:
     levels = blobs(40, 28, 28)
     levels[5] = 0
