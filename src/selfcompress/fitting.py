@@ -194,7 +194,7 @@ def context_bits(context: Context | None) -> float:
 SHORTEST = 24
 """Rows of fewer positions are not looked at for neighbours."""
 _SAMPLE = 128
-_SAMPLE_WEIGHTS = 1 << 17
+_SAMPLE_WEIGHTS = 1 << 15
 """Weights in which neighbours are looked for before all are."""
 _SPAN = 64
 
@@ -220,13 +220,9 @@ def fit_levels(levels: Tensor, taps: int = 1, pitch: int | None = None) -> Level
         some = levels[::every]
         some_counts = count(some, taps)
         some_plain = fit(some_counts)
-        if some_plain.top and _best(some, taps, some_plain, some_counts, pitch) is some_plain:
+        look = _Regression(some, taps, some_plain, some_counts, pitch)
+        if some_plain.top and look.bits(look.with_context(some_plain)) >= look.bits(some_plain):
             return plain
-    return _best(levels, taps, plain, counts, pitch)
-
-
-def _best(levels: Tensor, taps: int, plain: LevelModel, counts: Marginals, pitch: int) -> LevelModel:
-    """The model with a context, or `plain` where that is shorter."""
     regression = _Regression(levels, taps, plain, counts, pitch)
     with_context = regression.best()
     return with_context if regression.bits(with_context) < regression.bits(plain) else plain
@@ -276,8 +272,8 @@ class _Regression:
 
     def best(self) -> LevelModel:
         """The best model with a context: fits in turn, and then leaves out the axes that do not pay."""
-        model = self._with_context(self.plain)
-        model = self._with_context(self._with_offsets(model))
+        model = self.with_context(self.plain)
+        model = self.with_context(self._with_offsets(model))
         bits = self.bits(model)
         for axis in ("rows", "columns", "taps"):
             values = getattr(model, axis)
@@ -285,7 +281,7 @@ class _Regression:
                 continue
             nothing: Any = np.zeros_like(values) if axis == "taps" else None
             without = replace(model, **{axis: nothing})
-            without = self._with_context(without)
+            without = self.with_context(without)
             if self.bits(without) < bits:
                 model, bits = without, self.bits(without)
         return model
@@ -329,7 +325,7 @@ class _Regression:
             np.arange(-_SPAN, _SPAN + 1).astype(np.float64),
         )
 
-    def _with_context(self, model: LevelModel) -> LevelModel:
+    def with_context(self, model: LevelModel) -> LevelModel:
         """The model with the context, and the common offset, that fit best to its other offsets."""
         times, living, octaves = self._cells(model)
         steps = np.arange(5.0)
