@@ -2,7 +2,7 @@
 
     python bench/latency.py                               # resnet9 and gpt -> bench/records/latency.json
     python bench/latency.py --path FOLDER --before MODULE --torchvision    # and resnet18, mobilenet_v2
-    python bench/latency.py --only gpt --runs 5 --out /tmp/try.json        # a part, quickly
+    python bench/latency.py --only gpt --runs 5 --out try.json        # a part, quickly
 
 Of every class of channels that can be cut, random members are kept, the same share of each, so that about 18 % of the
 weights are left (as the published method leaves on CIFAR-10); where the residual width stays, what is left is more, and
