@@ -81,16 +81,16 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=0)
     parser.add_argument("--gamma", type=float)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--teacher", help="folder of a float run to learn from")
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.only or ROWS:
         recipe = replace(ROWS[name], data_dir=args.data_dir, validation=args.validation)
-        if args.gamma is not None:
-            recipe = replace(recipe, gamma=args.gamma)
-        if args.epochs is not None:
-            recipe = replace(recipe, epochs=args.epochs)
+        changes = {name: getattr(args, name) for name in ("gamma", "epochs", "teacher", "lr")}
+        recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
         results = []
         for seed in args.seeds:
             if args.rewrite:

@@ -12,6 +12,7 @@ from .compressor import SelfCompressor as SelfCompressor
 from .compressor import Size as Size
 from .compressor import StepReport as StepReport
 from .converting import restore as restore
+from .distilling import distillation_loss as distillation_loss
 from .explaining import Explanation as Explanation
 from .explaining import explain as explain
 from .exporting import Exported as Exported
@@ -31,6 +32,7 @@ __all__ = [
     "Size",
     "StepReport",
     "TensorSummary",
+    "distillation_loss",
     "errors",
     "explain",
     "export",

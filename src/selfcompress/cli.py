@@ -163,6 +163,14 @@ def train_command(
             rich_help_panel=WHAT,
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="A trained network to learn from, beside the labels: weights of the same network (.pt, .pth, "
+            ".safetensors), or the folder of a float run of any network on the same data.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     gamma: Annotated[
         float | None,
         typer.Option(help="Weight of the size in the loss: more makes the file smaller.", rich_help_panel=HOW),
@@ -260,6 +268,7 @@ def train_command(
     options: dict[str, Any] = {
         "width": width,
         "start": start,
+        "teacher": teacher,
         "gamma": gamma,
         "target": target,
         "rate": rate,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfcompress import SelfCompressor, scoring
+from selfcompress import SelfCompressor, load, scoring
 from selfcompress.errors import CheckpointError, DataError, FormatError, NonFiniteError, OutputError, UsageError
 from selfcompress.recipes import training
 from selfcompress.recipes.datasets import load_dataset
@@ -300,6 +300,43 @@ def test_a_run_begins_with_trained_weights_and_needs_them_only_once(trained: Pat
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+def test_a_student_learns_what_its_teacher_says_not_what_the_labels_say(trained: Path, tmp_path: Path) -> None:
+    state = load_weights(trained, into=network()).state_dict()
+    for name in ("fc3.weight", "fc3.bias"):
+        state[name] = state[name].roll(1, 0)  # this teacher takes every digit for the next one
+    torch.save(state, tmp_path / "liar.pt")
+    recipe = replace(SMALL, gamma=0.01, teacher=str(tmp_path / "liar.pt"), teacher_share=1.0)
+    training.train(recipe, tmp_path / "run")
+    dataset = load_dataset("digits")
+    student = load(tmp_path / "run" / training.FILE, into=network())
+    inputs, targets = next(iter(dataset.test_batches(300)))
+    said = student(inputs).argmax(1)
+    assert (said == (targets + 1) % 10).float().mean() > 0.8
+    assert (said == targets).float().mean() < 0.1
+
+
+def test_a_teacher_that_does_not_count_changes_nothing(finished: tuple[Path, training.Result], tmp_path: Path) -> None:
+    """A teacher of another width, too, which its folder tells; making it draws no random number from the run."""
+    training.train_float(Recipe(width=60, epochs=1, batch_size=256), tmp_path / "wide")
+    recipe = replace(SMALL, teacher=str(tmp_path / "wide"), teacher_share=0.0, epochs=4)
+    with pytest.raises(training.Interrupted):
+        training.train(recipe, tmp_path / "run", on_step=stop_at(3, 1, interrupt))
+    training.train(recipe, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
+
+
+def test_a_teacher_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "foreign")
+    path = tmp_path / "foreign" / training.CHECKPOINT
+    checkpoint = training.read_checkpoint(path)
+    checkpoint["recipe"]["dataset"] = "mnist"
+    training.write_checkpoint(path, checkpoint)
+    with pytest.raises(DataError, match="expected a network trained on `digits`, found one trained on `mnist`\nhint: "):
+        training.train(replace(SMALL, teacher=str(tmp_path / "foreign")), tmp_path / "run")
+    with pytest.raises(DataError, match=r"missing\.pt`: cannot be read"):
+        training.train(replace(SMALL, teacher=str(tmp_path / "missing.pt")), tmp_path / "run")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="needs the package safetensors")
 def test_a_run_begins_with_the_weights_of_a_safetensors_file(tmp_path: Path) -> None:
     from safetensors.torch import save_file
@@ -429,6 +466,8 @@ def test_gamma_rises_linearly_and_stays() -> None:
         {"validation": -1},
         {"width": 0},
         {"label_smoothing": 1.0},
+        {"teacher_share": 1.1},
+        {"teacher_temperature": 0.0},
     ],
 )
 def test_a_recipe_refuses_what_cannot_work(change: dict[str, Any]) -> None:

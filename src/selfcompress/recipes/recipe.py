@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from ..compressor import RATES, Rate
+from ..distilling import SHARE, TEMPERATURE
 from ..errors import CheckpointError, FormatError, UsageError
 from ..quantizer import GRIDS, Grid
 
@@ -33,6 +34,13 @@ class Recipe:
     start: str | None = None
     """Trained weights to begin with: a `.pt`, `.pth` or `.safetensors` file, or the folder of a float run. None begins
     with random ones. A run that is resumed does not read it again."""
+    teacher: str | None = None
+    """A trained network to learn from, as `start` names one; the folder of a float run may hold another network of the
+    same data set. It is read again when the run is resumed."""
+    teacher_share: float = SHARE
+    """Weight of the teacher's answers in the loss, against the labels', 0 … 1."""
+    teacher_temperature: float = TEMPERATURE
+    """Temperature of both networks' answers in that part of the loss, > 0."""
     gamma: float = 0.3
     """Weight of the size in the loss: nats per (bit per weight of the starting network), >= 0. More: smaller file."""
     target: str | None = None
@@ -75,6 +83,8 @@ class Recipe:
     def __post_init__(self) -> None:
         checks = {
             "width": (self.width is None or self.width >= 1, "a whole number >= 1"),
+            "teacher_share": (0 <= self.teacher_share <= 1, "a number of 0 … 1"),
+            "teacher_temperature": (0 < self.teacher_temperature < float("inf"), "a number > 0"),
             "gamma": (0 <= self.gamma < float("inf"), "a number >= 0"),
             "rate": (self.rate in RATES, f"one of {', '.join(RATES)}"),
             "grid": (self.grid is None or self.grid in GRIDS, f"one of {', '.join(GRIDS)}"),

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..budget import parse_target
 from ..compressor import SelfCompressor
 from ..container import write_file
+from ..distilling import distillation_loss
 from ..errors import CheckpointError, DataError, NonFiniteError, OutputError, UsageError
 from ..packing import save
 from ..reporting import EpochRecord, RunSummary
@@ -184,6 +185,7 @@ class _Job:
     base_lrs: list[float]
     records: list[EpochRecord]
     float_bytes: int
+    teacher: nn.Module | None
 
 
 def _run(
@@ -312,6 +314,7 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
     torch.manual_seed(recipe.seed)
     dataset = load_dataset(recipe.dataset, recipe.data_dir, validation=recipe.validation, shift=recipe.shift).to(device)
     model = build_for(dataset, recipe.network, recipe.width).to(device)
+    teacher = None if recipe.teacher is None else _load_teacher(recipe.teacher, recipe, dataset).to(device)
     if recipe.start is not None and checkpoint is None:
         check_origin(recipe.start, recipe)
         load_weights(recipe.start, into=model)
@@ -341,7 +344,7 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         torch.set_rng_state(checkpoint["random"]["cpu"])
         if device.type == "cuda" and "cuda" in checkpoint["random"]:
             torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
-    return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes)
+    return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes, teacher)
 
 
 def check_origin(start: str, recipe: Recipe) -> None:
@@ -357,6 +360,22 @@ def check_origin(start: str, recipe: Recipe) -> None:
             f"`{start}`: expected a run of `{recipe.label}`, found one of `{found.label}`\n"
             "hint: train the network that the weights are of: see `--network` and `--width`"
         )
+
+
+def _load_teacher(path: str, recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The network to learn from, in eval mode and without gradients. That it is made changes no random number."""
+    network, width = recipe.network, recipe.width
+    if (Path(path) / CHECKPOINT).exists():
+        found = read_recipe(path)
+        if found.dataset != recipe.dataset:
+            raise DataError(
+                f"`{path}`: expected a network trained on `{recipe.dataset}`, found one trained on `{found.dataset}`\n"
+                "hint: a teacher answers for the same classes: name a run of the same data set"
+            )
+        network, width = found.network, found.width
+    with torch.random.fork_rng(devices=[]):
+        built = build_for(dataset, network, width)
+    return load_weights(path, into=built).eval().requires_grad_(False)
 
 
 def _dial(recipe: Recipe, dataset: Dataset, float_bytes: int) -> dict[str, Any]:
@@ -446,7 +465,7 @@ def _set_schedules(job: _Job, progress: float) -> float:
 
 def _train_step(job: _Job, inputs: Tensor, targets: Tensor, epoch: int, step: int) -> float:
     """One step of the optimizer; returns the loss of the task."""
-    task = cross_entropy(job.model(inputs), targets, job.recipe.label_smoothing)
+    task = _task_loss(job, inputs, targets)
     loss = task if job.compressor is None else task + job.compressor.penalty()
     value = float(loss.detach())
     if value != value or value in (float("inf"), float("-inf")):
@@ -457,6 +476,23 @@ def _train_step(job: _Job, inputs: Tensor, targets: Tensor, epoch: int, step: in
     if job.compressor is not None:
         job.compressor.step(job.optimizer)
     return float(task.detach())
+
+
+def _task_loss(job: _Job, inputs: Tensor, targets: Tensor) -> Tensor:
+    recipe = job.recipe
+    outputs = job.model(inputs)
+    if job.teacher is None:
+        return cross_entropy(outputs, targets, recipe.label_smoothing)
+    with torch.no_grad():
+        answers = job.teacher(inputs)
+    return distillation_loss(
+        outputs,
+        answers,
+        targets,
+        share=recipe.teacher_share,
+        temperature=recipe.teacher_temperature,
+        label_smoothing=recipe.label_smoothing,
+    )
 
 
 def _non_finite(job: _Job, epoch: int, step: int, found: str) -> NonFiniteError:
