@@ -337,11 +337,7 @@ def write(contents: Contents) -> bytes:
     for record in contents.records:
         _check_writable(record)
         name = record.name.encode()
-        shared = next((i for i, (a, b) in enumerate(zip(previous, name, strict=False)) if a != b), len(previous))
-        shared = min(shared, len(name))
-        header.uint(shared)
-        header.uint(len(name) - shared)
-        header.data += name[shared:]
+        header.name(name, previous)
         previous = name
         if isinstance(record, LevelTensor):
             header.uint(_KINDS.index(_LEVELS))
@@ -424,12 +420,8 @@ def read(data: bytes) -> Contents:
     for _ in range(header.uint("number of records", len(data))):
         if graphs:
             raise FormatError(f"`{GRAPH_NAME}`: expected the graph as the last record")
-        shared = header.uint("name", len(previous))
-        previous = previous[:shared] + header.take(header.uint("name", MAX_NAME - shared), "name")
-        try:
-            name = previous.decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"name: expected UTF-8 text, found {previous[:16]!r}") from None
+        previous = header.name(previous, MAX_NAME)
+        name = previous.decode()
         if name in names:
             raise FormatError(f"`{name}` occurs twice")
         names[name] = None

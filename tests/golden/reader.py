@@ -265,6 +265,29 @@ def graph(c, names):
     return inputs, nodes, value(c, now, names)
 
 
+WORDS = (
+    b"weight", b"bias", b"conv", b"norm", b"fc", b"linear", b"bn", b"ln_", b"layer", b"layers.", b"block", b"blocks.",
+    b"stages.", b"features.", b"stem", b"downsample", b"shortcut", b"attn", b"attention", b"self_attn", b"mlp",
+    b"proj", b"qkv", b"query", b"key", b"value", b"q_proj", b"k_proj", b"v_proj", b"out_proj", b"o_proj", b"in_proj",
+    b"up_proj", b"down_proj", b"gate", b"embed", b"embedding", b"pos_embed", b"position", b"token", b"cls_token",
+    b"head", b"lm_head", b"classifier", b"dense", b"output", b"out", b"intermediate", b"encoder", b"decoder",
+    b"transformer", b"model.", b"running_mean", b"running_var", b"num_batches_tracked", b"num_heads", b"depthwise",
+    b"pointwise", b"se.", b"reduce", b"expand", b"scale", b".0.", b".1.",
+)  # fmt: skip
+
+
+def with_words(data):
+    """What a name goes on with: section 2."""
+    result, inside = b"", 0
+    for byte in data:
+        if inside or not 128 <= byte < 192:
+            inside = inside - 1 if inside else sum(byte >= first for first in (0xC0, 0xE0, 0xF0))
+            result += bytes([byte])
+        else:
+            result += WORDS[byte - 128]
+    return result
+
+
 def read(data):
     assert data[:4] == b"SCN\x01"
     assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
@@ -273,7 +296,7 @@ def read(data):
     heads, name = [], b""
     for _ in range(c.uint()):
         shared = c.uint()
-        name = name[:shared] + c.take(c.uint())
+        name = name[:shared] + with_words(c.take(c.uint()))
         kind = c.uint()
         if kind == 0:
             heads.append((name.decode(), kind, levels_header(c)))

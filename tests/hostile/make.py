@@ -128,8 +128,17 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name-too-long": (file(plain(3, 0, called="n" * 1025)), r"name: expected at most 1024, found 1025"),
     "name-grows-too-long": (
         file(plain(3, 0, called="n" * 1000), plain(3, 0, called="n" * 100, shared=1000)),
-        r"name: expected at most 24, found 100",
+        r"name: expected at most 1024 bytes, found 1100",
     ),
+    "name-of-words-too-long": (
+        file(plain(3, 0, called=b"\x80" * 1024)),
+        r"name: expected at most 1024 bytes, found 6144",
+    ),
+    "name-shares-half-a-character": (
+        file(plain(3, 0, called="ü"), plain(3, 0, called="", shared=1)),
+        r"name: expected UTF-8 text, found b'\\xc3'",
+    ),
+    "name-ends-in-a-character": (file(plain(3, 0, called=b"\xe2\x80")), r"expected UTF-8 text, found b'\\xe2\\x80'"),
     "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
     "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
     # raw numbers
