@@ -54,8 +54,14 @@ def finish(folder: Path, go_on: Callable[[], object]) -> dict[str, Any]:
         go_on()
     result: dict[str, Any] = json.loads((folder / RESULT).read_text())
     result["recipe"].pop("data_dir")
+    result["recipe"]["teacher"] = name_only(result["recipe"].get("teacher"))
     result["source"] = source.read_text().split() if source.exists() else []
     return result
+
+
+def name_only(path: str | None) -> str | None:
+    """Which run a path leads to, not where it is."""
+    return None if path is None else Path(path).name
 
 
 def rewrite(folder: Path, data_dir: str) -> None:
@@ -114,7 +120,7 @@ def summarize(name: str, command: str, recipe: Recipe, results: list[dict[str, A
         "macs": spread([r["macs"] for r in results]) if all("macs" in r for r in results) else None,
         "seconds_first_epoch": spread([s["seconds_first"] for s in summaries]),
         "seconds_last_epoch": spread([s["seconds_last"] for s in summaries]),
-        "recipe": asdict(replace(recipe, data_dir=None)),
+        "recipe": asdict(replace(recipe, data_dir=None, teacher=name_only(recipe.teacher))),
         "runs": results,
     }
 

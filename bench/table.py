@@ -1,10 +1,16 @@
-"""The README's tables, from the records: `python bench/table.py` prints them, `--write` puts them into README.md."""
+"""The README's tables, from the records: `python bench/table.py` prints them, `--write` puts them into README.md.
+
+`--plot FILE` draws the error of all records against the bytes of their files, a panel for each task.
+"""
 
 import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- table: python bench/table.py --write -->\n", "<!-- end of table -->"
@@ -24,7 +30,6 @@ METHODS = {
     "diffq": "DiffQ",
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
-    "code-length-small": "**code length**, larger γ",
 }
 
 
@@ -37,16 +42,22 @@ def quality(network: str, record: dict[str, Any]) -> str:
     return f"{pair(record['loss'], 3)} nats" if network == "gpt" else f"{pair(record['error_percent'], 2)} %"
 
 
-def row(network: str, method: str) -> str | None:
-    path = ROOT / "bench" / "records" / f"{network}-{method}.json"
-    if not path.exists():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text())
+def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
+    """The records of a method, with the settings that each has of its own, the usual ones first."""
+    prefix, found = f"{network}-{method}", []
+    for path in sorted((ROOT / "bench" / "records").glob(f"{prefix}*.json")):
+        settings = path.stem.removeprefix(prefix)
+        if not settings or settings.startswith("-"):
+            found.append((settings.removeprefix("-").replace("-", ", "), json.loads(path.read_text())))
+    return found
+
+
+def row(network: str, method: str, settings: str, record: dict[str, Any]) -> str:
     shares = record["loss_bytes_over_file_bytes"]
     loss = "" if None in shares or "code-length" not in method else f"{100 * statistics.fmean(shares):.1f} %"
     cells = (
         NETWORKS[network],
-        METHODS[method],
+        METHODS[method] + (f", {settings}" if settings else ""),
         pair(record["file_bytes"], 0),
         quality(network, record),
         f"{record['weights_alive']['mean']:,.0f}",
@@ -58,7 +69,7 @@ def row(network: str, method: str) -> str | None:
 
 
 def table() -> str:
-    rows = [row(network, method) for network in NETWORKS for method in METHODS]
+    rows = [row(n, m, settings, record) for n in NETWORKS for m in METHODS for settings, record in records(n, m)]
     head = [
         "| task | trained with | file, bytes | test error, or loss | weights left | million MACs | loss said | n |",
         "|---|---|---|---|---|---|---|---|",
@@ -69,14 +80,40 @@ def table() -> str:
         "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file. Commands,\n"
         "all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
-    return "\n".join([*head, *(r for r in rows if r)]) + "\n\n" + note
+    return "\n".join([*head, *rows]) + "\n\n" + note
+
+
+def plot(path: Path) -> None:
+    """Error against bytes, both axes logarithmic, with the standard deviation over seeds where there are several."""
+    shown = {n: {m: found for m in METHODS if (found := records(n, m))} for n in NETWORKS}
+    shown = {network: methods for network, methods in shown.items() if len(methods) > 1}
+    figure = Figure(figsize=(5.2 * len(shown), 4.2), layout="constrained")
+    colors = {method: f"C{number}" for number, method in enumerate(METHODS)}
+    for axes, (network, methods) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for method, found in methods.items():
+            worse = "loss" if network == "gpt" else "error_percent"
+            points = sorted((r["file_bytes"]["mean"], r["file_bytes"]["std"], *r[worse].values()) for _, r in found)
+            size, size_spread, error, error_spread, _ = zip(*points, strict=True)
+            label = METHODS[method].replace("**", "")
+            axes.errorbar(size, error, error_spread, size_spread, "o-", color=colors[method], label=label, markersize=4)
+        axes.set(xscale="log", yscale="log", xlabel="file, bytes", title=NETWORKS[network])
+        axes.set_ylabel("test loss, nats" if network == "gpt" else "test error, %")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
     readme = ROOT / "README.md"
-    if not parser.parse_args().write:
+    args = parser.parse_args()
+    if args.plot:
+        plot(args.plot)
+    if not args.write:
         print(table())
         return
     before, _, rest = readme.read_text().partition(START)

@@ -2,6 +2,7 @@
 
     python bench/train.py --data-dir DATA                                  # everything; resumable, nothing done twice
     python bench/train.py --data-dir DATA --only lenet5-code-length --seeds 0
+    python bench/train.py --data-dir DATA --only lenet5-code-length --gamma 2.4 --teacher RUN
     python bench/train.py --data-dir DATA --validation 10000 --runs runs/val --only … --gamma 1.4   # choose a setting
 
 Tasks: MNIST with LeNet-300-100, LeNet-5 (Caffe's 20-50-500) and a network of five convolutions; CIFAR-10 with ResNet-9
@@ -10,10 +11,12 @@ published (bit depth, grid of eq. 1, its own optimizer settings); code length. A
 batch size, augmentation and schedule of the learning rate. Hyper-parameters were chosen on training examples held out
 (`--validation`); the error reported is that of the file, loaded into a fresh network, on the test set.
 
-A row is run for all `--seeds`; its record is written again after each, so that it says at any time what is there.
+A row is run for all `--seeds`; its record is written again after each, so that it says at any time what is there. A row
+with settings of its own is named and recorded with them, such as `lenet5-code-length-gamma2.4-teacher`.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,16 +48,14 @@ ROWS: dict[str, Recipe] = {
     "resnet9-float": replace(RESNET, gamma=0.0),
     "resnet9-bit-depth": replace(RESNET, gamma=0.1, lr=1e-3, **PUBLISHED),
     "resnet9-code-length": replace(RESNET, gamma=0.15),
-    "resnet9-code-length-small": replace(RESNET, gamma=0.6),
     "gpt-float": replace(TEXT, gamma=0.0),
     "gpt-code-length": replace(TEXT, gamma=0.1),
 }
 
 
-def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
+def run(name: str, recipe: Recipe, runs: Path, start: Callable[..., object]) -> dict[str, Any]:
     """Train one row with one seed, or take up where it was left, and return its result."""
     folder = runs / f"{name}-{recipe.seed}"
-    start = train_float if name.endswith("-float") else train
     result = finish(
         folder,
         lambda: start(
@@ -69,6 +70,11 @@ def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
     if (folder / FILE).exists():
         load(folder / FILE, into=network)
     return result | {"macs": count_macs(network, dataset.example_inputs(1))}
+
+
+def named(row: str, changes: dict[str, Any]) -> str:
+    """A row with settings of its own. Of a teacher only that there is one: its path is no property of the row."""
+    return "-".join([row, *(f"{name}{value if name != 'teacher' else ''}" for name, value in changes.items())])
 
 
 def main() -> None:
@@ -87,18 +93,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for name in args.only or ROWS:
-        recipe = replace(ROWS[name], data_dir=args.data_dir, validation=args.validation)
-        changes = {name: getattr(args, name) for name in ("gamma", "epochs", "teacher", "lr")}
-        recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    settings = {name: getattr(args, name) for name in ("gamma", "epochs", "lr", "teacher")}
+    changes = {name: value for name, value in settings.items() if value is not None}
+    options = "".join(f" --{name} {value if name != 'teacher' else 'RUN'}" for name, value in changes.items())
+    for row in args.only or ROWS:
+        name = named(row, changes)
+        recipe = replace(ROWS[row], data_dir=args.data_dir, validation=args.validation, **changes)
         results = []
         for seed in args.seeds:
             if args.rewrite:
                 rewrite(args.runs / f"{name}-{seed}", args.data_dir)
-            results.append(run(name, replace(recipe, seed=seed), args.runs))
-            record = summarize(name, f"python bench/train.py --data-dir DATA --only {name}", recipe, results)
+            start = train_float if row.endswith("-float") else train
+            results.append(run(name, replace(recipe, seed=seed), args.runs, start))
+            record = summarize(name, f"python bench/train.py --data-dir DATA --only {row}{options}", recipe, results)
             show(record)
-            if recipe == replace(ROWS[name], data_dir=args.data_dir):  # a row as it is reported
+            if not args.validation:  # what is scored on held-out examples is for choosing, not for reporting
                 keep(record, args.records)
 
 
