@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- table: python bench/table.py --write -->\n", "<!-- end of table -->"
@@ -100,6 +100,7 @@ def plot(path: Path) -> None:
         axes.set_ylabel("test loss, nats" if network == "gpt" else "test error, %")
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)

@@ -74,7 +74,8 @@ def run(name: str, recipe: Recipe, runs: Path, start: Callable[..., object]) -> 
 
 def named(row: str, changes: dict[str, Any]) -> str:
     """A row with settings of its own. Of a teacher only that there is one: its path is no property of the row."""
-    return "-".join([row, *(f"{name}{value if name != 'teacher' else ''}" for name, value in changes.items())])
+    parts = [f"{name}{value if name != 'teacher' else ''}".replace(" ", "") for name, value in changes.items()]
+    return "-".join([row, *parts])
 
 
 def main() -> None:
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records")
     parser.add_argument("--validation", type=int, default=0)
     parser.add_argument("--gamma", type=float)
+    parser.add_argument("--target", help="a size, such as '1500 B', in place of gamma")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--teacher", help="folder of a float run to learn from")
     parser.add_argument("--lr", type=float)
@@ -93,9 +95,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {name: getattr(args, name) for name in ("gamma", "epochs", "lr", "teacher")}
+    settings = {name: getattr(args, name) for name in ("gamma", "target", "epochs", "lr", "teacher")}
     changes = {name: value for name, value in settings.items() if value is not None}
-    options = "".join(f" --{name} {value if name != 'teacher' else 'RUN'}" for name, value in changes.items())
+    options = "".join(f" --{name} '{value if name != 'teacher' else 'RUN'}'" for name, value in changes.items())
     for row in args.only or ROWS:
         name = named(row, changes)
         recipe = replace(ROWS[row], data_dir=args.data_dir, validation=args.validation, **changes)
