@@ -3,6 +3,7 @@
     python bench/train.py --data-dir DATA                                  # everything; resumable, nothing done twice
     python bench/train.py --data-dir DATA --only lenet5-code-length --seeds 0
     python bench/train.py --data-dir DATA --only lenet5-code-length --gamma 2.4 --teacher RUN
+    python bench/train.py --data-dir DATA --full --device cuda --minutes 9  # CIFAR-10 at full size, until it is done
     python bench/train.py --data-dir DATA --validation 10000 --runs runs/val --only … --gamma 1.4   # choose a setting
 
 Tasks: MNIST with LeNet-300-100, LeNet-5 (Caffe's 20-50-500) and a network of five convolutions; CIFAR-10 with ResNet-9
@@ -11,12 +12,18 @@ published (bit depth, grid of eq. 1, its own optimizer settings); code length. A
 batch size, augmentation and schedule of the learning rate. Hyper-parameters were chosen on training examples held out
 (`--validation`); the error reported is that of the file, loaded into a fresh network, on the test set.
 
+`--full` are the networks of published tables on CIFAR-10, for an accelerator: ResNet-9 with 6.6 million weights, in
+float, with the published method and at shares of its size; ResNet-20 and VGG-16 at the sizes of others' best claims.
+With `--minutes` the script stops after so long, between two steps; the same command goes on from the last whole epoch.
+
 A row is run for all `--seeds`; its record is written again after each, so that it says at any time what is there. A row
 with settings of its own is named and recorded with them, such as `lenet5-code-length-gamma2.4-teacher`.
 """
 
 import argparse
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +33,7 @@ import torch
 from harness import CONV5, LENET, MLP, RECORDS, RESNET, finish, keep, rewrite, show, summarize
 from selfcompress.packing import load
 from selfcompress.recipes.datasets import load_dataset
-from selfcompress.recipes.recipe import Recipe
+from selfcompress.recipes.recipe import Recipe, default_recipe
 from selfcompress.recipes.training import CHECKPOINT, FILE, build_for, train, train_float
 from selfcompress.scoring import count_macs
 
@@ -52,10 +59,41 @@ ROWS: dict[str, Recipe] = {
     "gpt-code-length": replace(TEXT, gamma=0.1),
 }
 
+CIFAR = default_recipe("cifar10", "resnet9")
+FULL: dict[str, Recipe] = {
+    "resnet9-full-float": replace(CIFAR, gamma=0.0),
+    "resnet9-full-bit-depth": replace(CIFAR, gamma=0.1, rate="bit-depth"),
+    **{f"resnet9-full-{share}%": replace(CIFAR, target=f"{share} %") for share in ("3", "2", "1.5", "1", "0.5")},
+    "resnet20-69kB": replace(CIFAR, network="resnet20", target="69 kB"),
+    "resnet20-wide-127kB": replace(CIFAR, network="resnet20", width=64, target="127 kB"),
+    "vgg16-100kB": replace(CIFAR, network="vgg16", target="100 kB"),
+    "vgg16-416kB": replace(CIFAR, network="vgg16", target="416 kB"),
+}
+START = time.monotonic()
 
-def run(name: str, recipe: Recipe, runs: Path, start: Callable[..., object]) -> dict[str, Any]:
-    """Train one row with one seed, or take up where it was left, and return its result."""
+
+def minutes_run() -> float:
+    """Minutes since the script started."""
+    return (time.monotonic() - START) / 60
+
+
+class OutOfTimeError(Exception):
+    """The minutes of `--minutes` are over."""
+
+
+def run(
+    name: str, recipe: Recipe, runs: Path, start: Callable[..., object], minutes: float = math.inf
+) -> dict[str, Any]:
+    """Train one row with one seed, or take up where it was left, and return its result.
+
+    Raises `OutOfTimeError` once the script has run for so many minutes; all finished epochs are kept then.
+    """
     folder = runs / f"{name}-{recipe.seed}"
+
+    def look_at_the_clock(epoch: int, step: int, steps: int) -> None:
+        if minutes_run() > minutes:
+            raise OutOfTimeError(f"{name} {recipe.seed}: stopped in epoch {epoch}; the same command goes on")
+
     result = finish(
         folder,
         lambda: start(
@@ -63,6 +101,7 @@ def run(name: str, recipe: Recipe, runs: Path, start: Callable[..., object]) -> 
             folder,
             resume=(folder / CHECKPOINT).exists(),
             on_epoch=lambda r: print(f"{name} {recipe.seed}: {r.to_json()}", flush=True),
+            on_step=look_at_the_clock,
         ),
     )
     dataset = load_dataset(recipe.dataset, recipe.data_dir)
@@ -78,10 +117,11 @@ def named(row: str, changes: dict[str, Any]) -> str:
     return "-".join([row, *parts])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--only", nargs="*", choices=ROWS, help="rows to run; all if not given")
+    parser.add_argument("--full", action="store_true", help="the rows for an accelerator, in place of the others")
+    parser.add_argument("--only", nargs="*", choices=[*ROWS, *FULL], help="rows to run; all if not given")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"), help="folder for checkpoints and files")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder for the records")
@@ -93,20 +133,29 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long")
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     settings = {name: getattr(args, name) for name in ("gamma", "target", "epochs", "lr", "teacher")}
     changes = {name: value for name, value in settings.items() if value is not None}
     options = "".join(f" --{name} '{value if name != 'teacher' else 'RUN'}'" for name, value in changes.items())
-    for row in args.only or ROWS:
+    recipes = ROWS | FULL
+    for row in args.only or (FULL if args.full else ROWS):
         name = named(row, changes)
-        recipe = replace(ROWS[row], data_dir=args.data_dir, validation=args.validation, **changes)
+        recipe = replace(
+            recipes[row], data_dir=args.data_dir, validation=args.validation, device=args.device, **changes
+        )
         results = []
         for seed in args.seeds:
             if args.rewrite:
                 rewrite(args.runs / f"{name}-{seed}", args.data_dir)
             start = train_float if row.endswith("-float") else train
-            results.append(run(name, replace(recipe, seed=seed), args.runs, start))
+            try:
+                results.append(run(name, replace(recipe, seed=seed), args.runs, start, args.minutes))
+            except OutOfTimeError as stop:
+                print(stop)
+                return
             record = summarize(name, f"python bench/train.py --data-dir DATA --only {row}{options}", recipe, results)
             show(record)
             if not args.validation:  # what is scored on held-out examples is for choosing, not for reporting
