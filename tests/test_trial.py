@@ -108,10 +108,10 @@ def test_a_proposal_that_works_stays_as_it_is() -> None:
     assert tried(model, inputs, axes) == axes
 
 
-def test_the_line_of_a_computed_head_width_is_named() -> None:
-    axes = axes_of_pattern("a head's width computed from the input's")
-    (text,) = {f.reason for f in axes.frozen if f.tensor == "attend.qkv.weight" and f.axis == 0}
-    assert "`return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))`" in text
+def test_the_line_of_code_that_needs_a_width_is_named() -> None:
+    axes = axes_of_pattern("the width of a head from that of the input")
+    (text,) = {f.reason for f in axes.frozen if f.tensor == "stem.weight" and f.axis == 0}
+    assert "else self.qkv(x).view(*sizes)`" in text
     assert f"{zoo.__file__}:" in text
 
 

@@ -230,6 +230,30 @@ class Fused(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(b, n, self.attn_dim))
 
 
+class Dividing(nn.Module):
+    """Heads whose width is computed from that of the input, as torchvision's Swin and timm's BEiT have it.
+
+    `scaled` computes the scale so, too; else it is a constant, that of the whole width, as torchvision's MaxViT has it.
+    `listed` hands sizes over as a list.
+    """
+
+    def __init__(self, width: int, heads: int, *, scaled: bool = False, listed: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.listed = heads, listed
+        self.scale = None if scaled else width**-0.5
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        sizes = [b, n, 3, self.num_heads, c // self.num_heads]
+        qkv = torch.reshape(self.qkv(x), sizes) if self.listed else self.qkv(x).view(*sizes)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q = q * ((c // self.num_heads) ** -0.5 if self.scale is None else self.scale)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(b, n, c))
+
+
 class Separate(nn.Module):
     """Queries, keys and values from a layer each; `kv_heads` of them share keys and values; `turned` rotates them."""
 
@@ -368,20 +392,6 @@ class WithoutSoftmax(nn.Module):
         q, k = F.elu(q) + 1, F.elu(k) + 1
         total = (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)
         return self.o((q @ (k.transpose(-2, -1) @ v) / total).transpose(1, 2).flatten(2))
-
-
-class WidthOfItsInput(nn.Module):
-    """Attention whose code computes the width of a head from the width of its input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.num_heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
 
 
 class SplitByNumber(nn.Module):
@@ -925,6 +935,18 @@ PATTERNS: dict[str, Pattern] = {
         sequence,
         ("stem → attend.qkv: 16", "attend.qkv → attend.proj: 4", "attend.proj → head: 16"),
     ),
+    "the width of a head from that of the input": Pattern(
+        lambda: around(Dividing(8, 4)),
+        sequence,
+        ("attend.qkv → attend.proj: 4", "attend.proj → head: 8"),
+        "stem.weight[0]: the network is not the same without a channel of it: shape",
+    ),
+    "and the scale, too, and sizes as a list": Pattern(
+        lambda: around(Dividing(12, 3, scaled=True, listed=True), 12),
+        sequence,
+        ("attend.qkv → attend.proj: 3", "attend.proj → head: 12"),
+        "stem.weight[0]: the network is not the same without a channel of it: shape",
+    ),
     "queries and keys normed in each head": Pattern(
         lambda: around(Fused(12, 3, normed=True), 12),
         sequence,
@@ -992,12 +1014,6 @@ PATTERNS: dict[str, Pattern] = {
     ),
     "attention without softmax": Pattern(
         lambda: around(WithoutSoftmax(8, 4)), sequence, (*OUTSIDE_SEPARATE, f"{SEPARATE_HEADS}: 4")
-    ),
-    "a head's width computed from the input's": Pattern(
-        lambda: around(WidthOfItsInput(8, 4)),
-        sequence,
-        ("attend.proj → head: 8",),
-        "input of size 192 (`q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)",
     ),
     "torch's attention": Pattern(
         lambda: torch_attention(attends_to_itself()), sequence, (*OUTSIDE_TORCH, "attend → attend.out_proj: 4")

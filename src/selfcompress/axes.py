@@ -70,6 +70,8 @@ class Attribute:
     name: str
     value: int
     """Its value in the original network."""
+    width: int | None = None
+    """Channels of all members together, where the code divides that width by the number: see `following.py`."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ Evaluation of the loaded network is what counts: the numbers in the file are the
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, overload
 
@@ -45,6 +45,7 @@ from .container import (
 from .converting import Compressed, compressed_tensors, plain_copy
 from .errors import FormatError, NonFiniteError, UsageError
 from .fitting import fit_levels
+from .following import FOLLOWED, follow
 from .graph import stored_names
 from .interpreting import StoredNetwork, build
 from .quantizer import ChannelQuantizer, from_rows
@@ -54,6 +55,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 FREE_RESOLUTION = 64
 """Exponents that training left unrounded are stored in steps of 1/64 octave, which is 1.1 % of a step."""
+_WIDTH = ".width"
+"""Ends the name of the width that a number of heads divides in the network's code: see `following.py`."""
 _Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -194,6 +197,8 @@ def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[T
     for prefix, module in model.named_modules():
         names = vars(module).get(ORIGINAL_SIZES, ())
         records += [Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)) for name in names]
+        followed = vars(module).get(FOLLOWED, {}).items()
+        records += [Number(f"{prefix}.{name}{_WIDTH}" if prefix else name + _WIDTH, w) for name, (_, w) in followed]
     if example_inputs is not None:
         records += _graph_records(model, example_tensors(example_inputs))
     return Contents(tuple(records), metadata)
@@ -325,7 +330,7 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
             + "\nhint: build the network with the code and the options it was trained with"
         )
     values = {name: _values(record, *places[name]) for name, record in records.items()}
-    owners = [_owner(number, into) for number in numbers]
+    following = _followers(numbers, into)
     with torch.no_grad():
         for name, record in records.items():
             module, tensor_name = places[name]
@@ -334,9 +339,28 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
             else:
                 _set(module, tensor_name, values[name][0])
             sync_sizes(module)
-    for number, (module, name) in zip(numbers, owners, strict=True):
-        setattr(module, name, number.value)
+    for module, name, value, width in following:
+        if width is not None:
+            follow(module, name, getattr(module, name), width)
+        setattr(module, name, value)
     return into.eval()
+
+
+def _followers(numbers: Sequence[Number], model: nn.Module) -> list[tuple[nn.Module, str, int, int | None]]:
+    """Of each number of the file: the module, the name of its attribute, the value, and the width that it divides."""
+    values = [number for number in numbers if not number.name.endswith(_WIDTH)]
+    widths = {number.name.removesuffix(_WIDTH): number.value for number in numbers if number.name.endswith(_WIDTH)}
+    found = []
+    for number in values:
+        module, name = _owner(number, model)
+        width = widths.pop(number.name, None)
+        first = getattr(module, name)
+        if width is not None and (width < first or width % first):
+            raise _mismatch(number.name + _WIDTH, f"the width {width}", f"{first} heads, which do not divide it")
+        found.append((module, name, number.value, width))
+    for name in widths:
+        raise FormatError(f"`{name + _WIDTH}`: expected a number `{name}` in the file, found none")
+    return found
 
 
 def _owner(number: Number, model: nn.Module) -> tuple[nn.Module, str]:

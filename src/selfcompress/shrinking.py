@@ -30,6 +30,7 @@ from .axes import (
     Slot,
 )
 from .errors import CheckpointError, UsageError
+from .following import follow
 from .optimizers import cut_state, drop_history
 
 Bools = NDArray[np.bool_]
@@ -453,7 +454,10 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
             sync_sizes(module)
     for c, was, now in zip(axes.classes, before.members, after.members, strict=True):
         for attribute in c.attributes if was != now else ():
-            set_size(model.get_submodule(attribute.module), attribute.name, attribute.value * len(now) // c.size)
+            module = model.get_submodule(attribute.module)
+            set_size(module, attribute.name, attribute.value * len(now) // c.size)
+            if attribute.width is not None:
+                follow(module, attribute.name, attribute.value, attribute.width)
     return notes
 
 

@@ -8,7 +8,7 @@ line of the user's code.
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 
 from .axes import Attribute, Axes, ChannelClass, FrozenAxis, find_axes
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
+from .following import could_be_mistaken
 from .meta import call
 from .shrinking import Kept, Positions, resize
 
@@ -125,6 +126,10 @@ def _kind(attribute: Attribute) -> tuple[str, str]:
     return re.sub(r"\d+", "", attribute.module), attribute.name
 
 
+def _counts_heads(name: str) -> bool:
+    return "head" in name and "dim" not in name and "size" not in name
+
+
 def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
     """Numbers in the modules around a class that say how many members, heads or channels it has."""
     sizes = {c.size, *(len(s.indices) * len(s.indices[0]) for s in c.slots)}
@@ -138,10 +143,16 @@ def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
             for name, value in vars(module).items():
                 if not isinstance(value, int) or isinstance(value, bool) or name.startswith("_"):
                     continue
-                counts_heads = "head" in name and "dim" not in name and "size" not in name
-                if value in sizes or (counts_heads and value > 0 and value % c.size == 0):
+                if value in sizes or (_counts_heads(name) and value > 0 and value % c.size == 0):
                     found[path, name] = value
     return [Attribute(path, name, value) for (path, name), value in found.items()]
+
+
+def _with_widths(attributes: Sequence[Attribute], c: ChannelClass) -> list[Attribute]:
+    """Numbers of heads whose code may divide the width of the input by them: that of all heads, as they are read."""
+    head = max((len(s.indices[0]) for s in c.having("reads")), default=0)
+    heads = [a for a in attributes if _counts_heads(a.name) and a.value % c.size == 0]
+    return [replace(a, width=head * c.size) for a in heads if head > 1 and head * c.size % a.value == 0]
 
 
 class _Trial:
@@ -188,7 +199,7 @@ class _Trial:
             groups.setdefault(tuple(re.sub(r"\d+", "", str(slot)) for slot in slots), []).append(i)
         return list(groups.values())
 
-    def problems(self, classes: Iterable[int]) -> dict[int, str]:
+    def problems(self, classes: Collection[int]) -> dict[int, str]:
         """Those of the classes that cannot lose a member, and why."""
         broken = self.blame(classes, lambda i: self.axes.classes[i].size - 1)
         return broken | self.moved([i for i in classes if i not in broken])
@@ -219,6 +230,8 @@ class _Trial:
             if kind is None or further[kind] <= best:
                 break
             chosen, best = chosen | {kind}, further[kind]
+        if best < float("inf") and self._let_divide(names):
+            return {}
         assign(chosen)
         still = self.problems(alike)
         if still and best == float("inf"):  # it runs, but computes something else
@@ -228,8 +241,31 @@ class _Trial:
                 assign(other)
                 if not self.problems(alike):
                     return {}
+            if self._let_divide(names):
+                return {}
             assign(chosen)
         return still
+
+    def _let_divide(self, names: dict[int, list[Attribute]]) -> bool:
+        """Let a number of heads follow that the code divides the width of its input by; whether that does for all."""
+        dividing = {i: _with_widths(attributes, self.axes.classes[i]) for i, attributes in names.items()}
+        for kind in sorted({_kind(a) for attributes in dividing.values() for a in attributes}):
+            following = {i: tuple(a for a in attributes if _kind(a) == kind) for i, attributes in dividing.items()}
+            changed = (replace(c, attributes=following.get(i, c.attributes)) for i, c in enumerate(self.axes.classes))
+            self.axes = replace(self.axes, classes=tuple(changed))
+            if not self.problems(names) and not self._mistakes(following):
+                return True
+        return False
+
+    def _mistakes(self, following: dict[int, tuple[Attribute, ...]]) -> bool:
+        """Whether a cut goes wrong where a constant of the module might be taken for a factor that follows."""
+        for i, attributes in following.items():
+            for a in attributes:
+                for count in could_be_mistaken(self.model.get_submodule(a.module), a.value, a.width or 0):
+                    members = count * self.axes.classes[i].size // a.value
+                    if members and self._breaks({i: members}) is not None:
+                        return True
+        return False
 
     def moved(self, classes: Sequence[int]) -> dict[int, str]:
         """Those of the classes whose channels are tied otherwise once one of them is gone, as positions are fixed."""
