@@ -647,9 +647,8 @@ def bench_latency_command(
     sizes, counts = _whole_numbers("--batch", batches), _whole_numbers("--threads", threads)
     found = {}
     for file in files:
-        data, network, width = _named(file, None, None, None)
-        original, inputs = _known_network(data, network, width)
-        into = None if _has_graph(file) else _known_network(data, network, width)[0]
+        original, inputs = _network_before(file)
+        into = None if _has_graph(file) else _network_before(file)[0]
         source = open_source(file, example_inputs=inputs, into=into)
         found[file] = compare_latency(
             {"before": original, "compressed": source.model},
@@ -666,6 +665,16 @@ def bench_latency_command(
     for file, compared in found.items():
         typer.echo(f"{file}: medians (and quartiles) of {runs} runs")
         print_tables(sys.stdout, _latency_table(compared))
+
+
+def _network_before(file: Path) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """The network of a file as it was before compression, and an example of its input, without the data set.
+
+    How many classes there are, or characters, is told by the file: its last weight has a row for each.
+    """
+    data, network, width = _named(file, None, None, None)
+    weights = [tensor.shape_before for tensor in inspect_file(file).tensors if len(tensor.shape_before) > 1]
+    return _known_network(data, network, width, classes=weights[-1][0] if weights else None)
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -741,15 +750,15 @@ def explain_command(
 
 
 def _known_network(
-    data: str, network: str | None, width: int | None
+    data: str, network: str | None, width: int | None, classes: int | None = None
 ) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
-    """A network of the recipes and an example of its input."""
+    """A network of the recipes and an example of its input; `classes` where they are not the usual number."""
     if data not in SAMPLES:
         names = ", ".join(f"`{name}`" for name in SAMPLES)
         raise UsageError(f"`--data`: expected one of {names}, found `{data}`\nhint: spell the name as listed")
-    shape, classes = SAMPLES[data]
+    shape, usual = SAMPLES[data]
     name = default_recipe(data, network).network
-    model = build_network(name, input_shape=shape, num_classes=classes, width=width)
+    model = build_network(name, input_shape=shape, num_classes=classes or usual, width=width)
     return model, (torch.zeros(1, *shape, dtype=torch.long if len(shape) == 1 else torch.float32),)
 
 

@@ -449,6 +449,24 @@ def test_the_command_times_files(run_folder: Path) -> None:
     assert "compressed, torch" in result.stdout
 
 
+@pytest.mark.parametrize("graph", [True, False])
+def test_the_command_times_texts_of_any_number_of_characters(graph: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_network("gpt", input_shape=(128,), num_classes=65, width=8)  # 96 is the usual number
+    convert(model, Format("symmetric", 4.0, 4, False))
+    tokens = torch.zeros(2, 128, dtype=torch.long)
+    save(model, tmp_path / "net.scn", "text gpt:8", example_inputs=(tokens,) if graph else None)
+    options = ["--batch", "1", "--threads", "1", "--runs", "1", "--no-onnx", "--json"]
+    result = CliRunner().invoke(app, ["bench-latency", str(tmp_path / "net.scn"), *options])
+    assert result.exit_code == 0, result.output
+    (compared,) = [v for k, v in json.loads(result.stdout).items() if k.endswith("net.scn")]
+    before, after = (item["size_bytes"] for item in compared)
+    assert before == 4 * sum(
+        p.numel() for p in build_network("gpt", input_shape=(128,), num_classes=65, width=8).parameters()
+    )
+    assert before >= after > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
