@@ -8,13 +8,17 @@ from .checking import Check as Check
 from .checking import check_export as check_export
 from .checking import sample as sample
 from .comparing import Compared as Compared
+from .comparing import compare_export as compare_export
 from .comparing import compare_latency as compare_latency
 from .export import KINDS as KINDS
+from .export import ROUNDING as ROUNDING
 from .export import Exported as Exported
 from .export import Kind as Kind
 from .export import export as export
 from .latency import Latency as Latency
 from .latency import measure_latency as measure_latency
+from .memory import Peak as Peak
+from .memory import measure_memory as measure_memory
 from .padding import pad_channels as pad_channels
 from .source import Source as Source
 from .source import open_source as open_source

@@ -1,11 +1,12 @@
 """Write a network in one of the formats that other programs read."""
 
+import functools
 import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,15 @@ from ..container import write_file
 from ..errors import UsageError
 from .onnx_float import need, to_onnx
 from .onnx_int8 import to_int8
+from .onnx_narrow import narrow
+from .onnx_nbits import to_nbits
 from .padding import pad_channels
-from .source import Source, open_source
+from .source import Levels, Source, open_source
 
-Kind = Literal["onnx", "onnx-int8", "torch", "safetensors"]
+Kind = Literal["onnx", "onnx-int8", "onnx-nbits", "torch", "safetensors"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ROUNDING: tuple[Kind, ...] = ("onnx-int8", "onnx-nbits")
+"""Kinds that round activations, so that outputs differ a little."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Exported:
     kind: Kind
     size_bytes: int
     notes: tuple[str, ...] = ()
-    """What stayed in float or was not padded, and why."""
+    """What stayed in float or was not padded, and why; what was timed, and whether it was taken."""
 
 
 def export(
@@ -48,8 +53,9 @@ def export(
     Args:
         model: a `.scn` file; or a network, with a `SelfCompressor` attached or plain. It is not changed.
         out: where to; written all or nothing.
-        to: `onnx` (float), `onnx-int8` (weights in int8, activations in uint8), `torch` (a `.pt2` of torch.export) or
-            `safetensors` (the state dict alone).
+        to: `onnx` (float), `onnx-int8` (weights in int8, activations in uint8), `onnx-nbits` (linear layers in 2, 4 or
+            8 bits where that is faster on this machine), `torch` (a `.pt2` of torch.export) or `safetensors` (the
+            state dict alone).
         example_inputs: positional arguments of the network, tensors whose axis 0 is the batch. A file with a graph
             needs none.
         into: for a file without a graph: the network as its code builds it; changed.
@@ -80,10 +86,27 @@ def export(
         torch.export.save(export_program(source.model, source.example_inputs), buffer)
         data = buffer.getvalue()
     else:
-        proto = to_onnx(source.model, source.example_inputs)
-        if to == "onnx-int8":
-            proto, more = to_int8(proto, source.levels, calibration)
-            notes += more
-        data = proto.SerializeToString()
+        data, more = onnx_bytes(source, to, calibration)
+        notes += more
     write_file(out, data)
     return Exported(Path(out), to, len(data), notes)
+
+
+def onnx_bytes(
+    source: Source, to: Kind, calibration: Iterable[tuple[Tensor, ...]] = ()
+) -> tuple[bytes, tuple[str, ...]]:
+    """The bytes of one of the three kinds of ONNX files, and notes; arguments and errors as of `export`."""
+    proto, levels, notes = _float_onnx(source)
+    if to == "onnx-int8":
+        proto, more = to_int8(proto, levels, calibration)
+        notes += more
+    elif to == "onnx-nbits":
+        proto, more = to_nbits(proto, levels, source.example_inputs)
+        notes += more
+    return proto.SerializeToString(), notes
+
+
+@functools.lru_cache(maxsize=1)
+def _float_onnx(source: Source) -> tuple[Any, dict[str, Levels], tuple[str, ...]]:
+    """The network in float, its levels, and notes: kept, as a network is often written in float and int8 in turn."""
+    return narrow(to_onnx(source.model, source.example_inputs), source.levels, source.example_inputs)
