@@ -15,10 +15,12 @@ from .export import ROUNDING as ROUNDING
 from .export import Exported as Exported
 from .export import Kind as Kind
 from .export import export as export
+from .export import onnx_bytes as onnx_bytes
 from .latency import Latency as Latency
 from .latency import measure_latency as measure_latency
 from .memory import Peak as Peak
 from .memory import measure_memory as measure_memory
 from .padding import pad_channels as pad_channels
+from .source import Levels as Levels
 from .source import Source as Source
 from .source import open_source as open_source

@@ -21,8 +21,10 @@ from .onnx_levels import Layer, find_layers
 from .rewriting import Rewrite, Timer, rewrite_where_faster, time_both
 from .source import Levels
 
+BLOCK = 8
+"""Channels that kernels take at a time: less than a block is not saved, such as the channels that padding has added."""
 LEAST_GONE = 1 / 8
-"""Share of a convolution's weights that has to be gone before it is timed: less than `GAIN` cannot come of less."""
+"""Share of a convolution's work that has to be gone before it is timed: `GAIN` cannot come of less."""
 
 
 def narrow(
@@ -54,7 +56,7 @@ def narrow(
         bias = numpy_of(constants[node.input[2]]) if len(node.input) > 2 else None
         rows = weight.reshape(len(weight), -1).any(1) | (False if bias is None else bias != 0)
         columns = weight.any(axis=(0, *range(2, weight.ndim)))
-        left = rows.sum() * columns.sum() / (rows.size * columns.size)
+        left = _blocks(rows.sum()) * _blocks(columns.sum()) / (_blocks(rows.size) * _blocks(columns.size))
         if not 0 < left <= 1 - LEAST_GONE:
             continue
         rewrites.append(_rewrite(node, weight, bias, rows, columns))
@@ -63,6 +65,10 @@ def narrow(
     result, notes = rewrite_where_faster(proto, rewrites, inputs, timer)
     names = {tensor.name for tensor in result.graph.initializer}
     return result, {name: item for name, item in found.items() if name in levels or name in names}, notes
+
+
+def _blocks(channels: int) -> int:
+    return -(-channels // BLOCK)
 
 
 def _narrow_levels(layer: Layer, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Levels:
