@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from selfcompress.axes import Axes, find_axes
 from selfcompress.converting import Format, convert
-from selfcompress.exporting import Kind, Source, compare_latency, onnx_bytes, open_source, pad_channels, sample
+from selfcompress.exporting import compare_latency, onnx_files, open_source, pad_channels, sample
 from selfcompress.packing import save
 from selfcompress.recipes.networks import build_network
 from selfcompress.scoring import describe_machine, describe_versions
@@ -113,14 +113,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         source = open_source(file, example_inputs=inputs, into=plain)
     padded, notes = pad_channels(source, 8)
     networks: dict[str, nn.Module | bytes] = {"float": original}
-    kinds: tuple[tuple[str, Source, Kind], ...] = (
-        ("cut", source, "onnx"),
-        ("cut, int8", source, "onnx-int8"),
-        ("padded, int8", padded, "onnx-int8"),
-    )
-    for title, item, kind in kinds:
-        networks[title], more = onnx_bytes(item, kind, [sample(inputs, 8)])
-        notes += more
+    calibration = [sample(inputs, 8)]
+    cut_files = onnx_files(source, ("onnx", "onnx-int8"), calibration)
+    networks["cut"] = cut_files["onnx"][0]
+    networks["cut, int8"], cut_notes = cut_files["onnx-int8"]
+    networks["padded, int8"], padded_notes = onnx_files(padded, ("onnx-int8",), calibration)["onnx-int8"]
+    notes += cut_notes + padded_notes
     compared = compare_latency(
         networks,
         inputs,

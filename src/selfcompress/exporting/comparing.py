@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .checking import sample
-from .export import Exported, Kind, onnx_bytes
+from .export import Exported, Kind, onnx_files
 from .latency import Latency, Setup, measure_latency
 from .memory import Peak, measure_memory
 from .onnx_float import to_onnx
@@ -119,17 +119,22 @@ def compare_export(
     Returns:
         The rows, and a line about what is missing.
     """
-    files: dict[str, bytes] = {}
-    notes: tuple[str, ...] = ()
     names: dict[Kind, str] = {"onnx": "compressed", "onnx-int8": "compressed to int8"}
-    try:
-        for kind, name in names.items():
-            own = exported.kind == kind
-            files[name] = exported.path.read_bytes() if own else onnx_bytes(source, kind, calibration)[0]
-    except UsageError as error:
-        notes = (f"not compared as {kind}: {str(error).splitlines()[0].removeprefix('export: ')}",)
+    files: dict[Kind, bytes] = {}
+    notes: tuple[str, ...] = ()
+    for kinds in (tuple(names), ("onnx",)):  # both at once, for the network is traced once then
+        try:
+            found = onnx_files(source, [kind for kind in kinds if kind != exported.kind], calibration)
+        except UsageError as error:
+            notes += (f"not compared as {kinds[-1]}: {str(error).splitlines()[0].removeprefix('export: ')}",)
+        else:
+            files = {kind: data for kind, (data, _) in found.items()}
+            break
+    if exported.kind in names:
+        files[exported.kind] = exported.path.read_bytes()
     of_torch = not exported.kind.startswith("onnx")
-    networks: dict[str, nn.Module | bytes] = {"before": original} | files
+    networks: dict[str, nn.Module | bytes] = {"before": original}
+    networks |= {names[kind]: files[kind] for kind in names if kind in files}
     if of_torch:
         networks["compressed"] = source.model
     elif exported.kind not in names:

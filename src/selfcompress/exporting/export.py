@@ -1,6 +1,5 @@
 """Write a network in one of the formats that other programs read."""
 
-import functools
 import io
 import os
 from collections.abc import Iterable
@@ -87,40 +86,39 @@ def export(
         torch.export.save(export_program(source.model, source.example_inputs), buffer)
         data = buffer.getvalue()
     else:
-        data, more = onnx_bytes(source, to, calibration)
+        data, more = onnx_files(source, (to,), calibration)[to]
         notes += more
     write_file(out, data)
     return Exported(Path(out), to, len(data), notes)
 
 
-def onnx_bytes(
-    source: Source, to: Kind, calibration: Iterable[tuple[Tensor, ...]] = ()
-) -> tuple[bytes, tuple[str, ...]]:
-    """The bytes of one of the three kinds of ONNX files, and notes; arguments and errors as of `export`."""
-    plain, proto, levels, notes = _float_onnx(source)
-    if to == "onnx-int8":
-        batches = list(calibration)
-        proto, more = to_int8(proto, levels, batches)
-        notes += more
-        if levels.keys() != source.levels.keys():
-            # what pays in float need not pay where the layers themselves are faster
-            other, _ = to_int8(plain, source.levels, batches)
-            before, after = time_both(
-                other.SerializeToString(), proto.SerializeToString(), sample_arrays(proto, source.example_inputs)
-            )
-            proto = other if after >= before else proto
-            notes += (f"narrow layers in int8: {1e6 * before:.0f} to {1e6 * after:.0f} µs",)
-    elif to == "onnx-nbits":
-        proto, more = to_nbits(proto, levels, source.example_inputs)
-        notes += more
-    return proto.SerializeToString(), notes
-
-
-@functools.lru_cache(maxsize=1)
-def _float_onnx(source: Source) -> tuple[Any, Any, dict[str, Levels], tuple[str, ...]]:
-    """The network in float, as it is and narrow, the levels of the latter, and notes.
-
-    Kept, as a network is often written in float and in int8 in turn.
-    """
+def onnx_files(
+    source: Source, kinds: Iterable[Kind], calibration: Iterable[tuple[Tensor, ...]] = ()
+) -> dict[Kind, tuple[bytes, tuple[str, ...]]]:
+    """The bytes of ONNX files of one network, and notes on each: by kind. Arguments and errors as of `export`."""
     plain = to_onnx(source.model, source.example_inputs)
-    return plain, *narrow(plain, source.levels, source.example_inputs)
+    proto, levels, notes = narrow(plain, source.levels, source.example_inputs)
+    found: dict[Kind, tuple[bytes, tuple[str, ...]]] = {}
+    for kind in kinds:
+        result: Any = proto
+        more: tuple[str, ...] = ()
+        if kind == "onnx-int8":
+            result, more = _int8(source, plain, proto, levels, list(calibration))
+        elif kind == "onnx-nbits":
+            result, more = to_nbits(proto, levels, source.example_inputs)
+        found[kind] = result.SerializeToString(), notes + more
+    return found
+
+
+def _int8(
+    source: Source, plain: Any, proto: Any, levels: dict[str, Levels], calibration: list[tuple[Tensor, ...]]
+) -> tuple[Any, tuple[str, ...]]:
+    """The network in int8 and notes: narrow if that is faster in int8, too, where a layer itself takes less time."""
+    result, notes = to_int8(proto, levels, calibration)
+    if levels.keys() == source.levels.keys():
+        return result, notes
+    other, _ = to_int8(plain, source.levels, calibration)
+    inputs = sample_arrays(proto, source.example_inputs)
+    before, after = time_both(other.SerializeToString(), result.SerializeToString(), inputs)
+    said = f"the same in int8: {1e6 * before:.0f} to {1e6 * after:.0f} µs"
+    return (result, (*notes, said)) if after < before else (other, (*notes, f"{said}, all left as it is"))
