@@ -1,14 +1,16 @@
-"""How much faster networks run that have lost channels: torch and ONNX Runtime, float and int8, in one interleaved run.
+"""How much faster networks run, and in how much less memory, that have lost channels: ONNX Runtime, float and int8.
 
     python bench/latency.py                               # resnet9 and gpt -> bench/records/latency.json
-    python bench/latency.py --path FOLDER --before MODULE --torchvision    # and resnet18, mobilenet_v2
-    python bench/latency.py --only gpt --runs 5 --out try.json        # a part, quickly
+    python bench/latency.py --path FOLDER --before MODULE --torchvision    # and resnet18, mobilenet_v2; about 8 minutes
+    python bench/latency.py --only gpt --seconds 1 --out try.json     # a part, quickly
 
 Of every class of channels that can be cut, random members are kept, the same share of each, so that about 18 % of the
 weights are left (as the published method leaves on CIFAR-10); where the residual width stays, what is left is more, and
-the record says how much. Weights are random: time does not depend on them, accuracy is not looked at. int8 is what
+the record says how much. Weights are random: time does not depend on them, accuracy is not looked at. `int8` is what
 `selfcompress export --to onnx-int8` writes, with 6 bits for each weight. `padded` has its channels padded with zeros to
-multiples of 8.
+multiples of 8. All are timed in one interleaved run. Sizes are those of the ONNX files, of the `.scn` file (without
+graph; of random levels, so it is larger than a trained network's), and 4 bytes for each number of the float network.
+Peak memory is beyond that of an empty network.
 
 Needs onnx, onnxscript and onnxruntime. torchvision may need `--path FOLDER` to be found and `--before MODULE`, a module
 to import first. Run it on a machine that does nothing else.
@@ -18,6 +20,7 @@ import argparse
 import copy
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
@@ -30,7 +33,8 @@ from torch import Tensor, nn
 
 from selfcompress.axes import Axes, find_axes
 from selfcompress.converting import Format, convert
-from selfcompress.exporting import compare_latency, export, open_source, pad_channels, sample
+from selfcompress.exporting import compare_latency, onnx_files, open_source, pad_channels, sample
+from selfcompress.packing import save
 from selfcompress.recipes.networks import build_network
 from selfcompress.scoring import describe_machine, describe_versions
 from selfcompress.shrinking import Kept, resize
@@ -101,31 +105,45 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     original = build().eval()
     small = cut_to(original, inputs, LEFT)
     counts = weights(original), weights(small)
+    plain = copy.deepcopy(small)
     convert(small, Format("symmetric", BITS, 4, False))
-    source = open_source(small, example_inputs=inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.scn"
+        scn_bytes = save(small, file)
+        source = open_source(file, example_inputs=inputs, into=plain)
     padded, notes = pad_channels(source, 8)
-    networks: dict[str, nn.Module | bytes] = {"float": original, "cut": source.model, "padded": padded.model}
+    networks: dict[str, nn.Module | bytes] = {"float": original}
     calibration = [sample(inputs, 8)]
-    for title, item in (("cut", source), ("padded", padded)):
-        path = args.out.with_suffix(".onnx.tmp")
-        result = export(item, path, to="onnx-int8", calibration=calibration)
-        notes += result.notes
-        networks[f"{title}, int8"] = path.read_bytes()
-        path.unlink()
-    compared = compare_latency(networks, inputs, batches=tuple(args.batch), threads=tuple(args.threads), runs=args.runs)
+    cut_files = onnx_files(source, ("onnx", "onnx-int8"), calibration)
+    networks["cut"] = cut_files["onnx"][0]
+    networks["cut, int8"], cut_notes = cut_files["onnx-int8"]
+    networks["padded, int8"], padded_notes = onnx_files(padded, ("onnx-int8",), calibration)["onnx-int8"]
+    notes += cut_notes + padded_notes
+    compared = compare_latency(
+        networks,
+        inputs,
+        with_torch=False,
+        batches=tuple(args.batch),
+        threads=tuple(args.threads),
+        runs=args.runs,
+        seconds=args.seconds,
+    )
     rows: list[dict[str, Any]] = [asdict(item) for item in compared]
-    baseline = {
-        (t.batch, t.threads): t.median_s for c in compared if c.name == "float, ONNX Runtime" for t in c.latencies
-    }
+    baseline = {(t.batch, t.threads): t.median_s for t in compared[0].latencies}
+    peak = {item.batch: item.peak_bytes for item in compared[0].peaks}
     for row in rows:
         for t in row["latencies"]:
-            t["faster_than_float_onnx"] = baseline[t["batch"], t["threads"]] / t["median_s"]
+            t["faster_than_float"] = baseline[t["batch"], t["threads"]] / t["median_s"]
             if name == "gpt":
                 t["tokens_per_s"] = t["batch"] * CONTEXT / t["median_s"]
+        for p in row["peaks"]:
+            p["share_of_float"] = p["peak_bytes"] / peak[p["batch"]]
     return {
         "weights": counts[0],
         "weights_left": counts[1],
         "share_left": counts[1] / counts[0],
+        "float_bytes": 4 * sum(t.numel() for t in original.state_dict().values()),
+        "scn_bytes": scn_bytes,
         "notes": notes,
         "rows": rows,
     }
@@ -139,7 +157,8 @@ def main() -> None:
     parser.add_argument("--before", help="a module to import first")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=12.0, help="time for each batch size and number of threads")
     parser.add_argument("--out", type=Path, default=RECORD)
     args = parser.parse_args()
     sys.path[:0] = args.path
@@ -147,7 +166,7 @@ def main() -> None:
         __import__(args.before)
     names = args.only or [n for n in NETWORKS if n not in TORCHVISION or args.torchvision]
     record: dict[str, Any] = {
-        "command": f"python bench/latency.py --runs {args.runs}"
+        "command": f"python bench/latency.py --runs {args.runs} --seconds {args.seconds:g}"
         + f" --batch {' '.join(map(str, args.batch))} --threads {' '.join(map(str, args.threads))}"
         + (" --torchvision" if args.torchvision else "")
         + "".join(f" --only {name}" for name in args.only),
@@ -158,15 +177,20 @@ def main() -> None:
     for name in names:
         found = record["networks"][name] = measure(name, args)
         print(f"{name}: {found['weights_left']:,} of {found['weights']:,} weights left ({found['share_left']:.1%})")
+        print(f"  {found['float_bytes']:,} bytes in float, {found['scn_bytes']:,} as .scn")
         for note in found["notes"]:
             print(f"  {note}")
         for row in found["rows"]:
+            title = row["name"].removesuffix(", ONNX Runtime")
+            peaks = " · ".join(f"batch {p['batch']} {p['peak_bytes'] / 1e6:.1f} MB" for p in row["peaks"])
+            print(f"  {title:12} {row['size_bytes']:,} bytes as ONNX; peak memory {peaks or 'not known here'}")
             for t in row["latencies"]:
-                spread = f"{1e3 * t['low_s']:.2f} … {1e3 * t['high_s']:.2f}"
+                spread = f"{1e3 * t['low_s']:.2f} … {1e3 * t['high_s']:.2f}, {t['runs']} runs"
                 print(
-                    f"  {row['name']:28} batch {t['batch']:3} threads {t['threads']}: {1e3 * t['median_s']:9.2f} ms "
-                    f"({spread}), {t['faster_than_float_onnx']:.2f} × float in ONNX Runtime"
-                    + (f", {t['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in t else "")
+                    f"    batch {t['batch']:3} threads {t['threads']}: {1e3 * t['median_s']:9.2f} ms "
+                    f"({spread}), {t['faster_than_float']:.2f} × float"
+                    + (f", {t['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in t else ""),
+                    flush=True,
                 )
         args.out.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -27,11 +27,12 @@ from .errors import SelfcompressError, UsageError
 from .explaining import explain
 from .exporting import (
     KINDS,
+    ROUNDING,
     Check,
     Compared,
-    Kind,
     Source,
     check_export,
+    compare_export,
     compare_latency,
     export,
     open_source,
@@ -569,8 +570,8 @@ def export_command(
 ) -> None:
     """Write a .scn file for another program, run that on the test set, and compare the two.
 
-    Float formats have to give the same outputs; of int8, the accuracy and the agreement are told. A table compares
-    bytes and latency with the float network before compression.
+    Float formats have to give the same outputs; where activations are rounded, the accuracy and the agreement are told.
+    A table compares bytes, latency and peak memory with the float network before compression.
     """
     if to not in KINDS:
         raise UsageError(f"`--to`: expected one of {', '.join(KINDS)}, found `{to}`\nhint: spell it as listed")
@@ -579,16 +580,26 @@ def export_command(
     source = _open(file, dataset, network, width)
     padded, notes = pad_channels(source, multiple) if multiple > 1 else (source, ())
     result = export(padded, out, to=to, calibration=_calibration(dataset))
-    check = check_export(out, padded, dataset.test_batches(EVALUATION_BATCH), exact=to != "onnx-int8")
-    compared = _compare(build_for(dataset, network, width), padded, result.kind, out)
-    notes += result.notes
+    check = check_export(out, padded, dataset.test_batches(EVALUATION_BATCH), exact=to not in ROUNDING)
+    original = build_for(dataset, network, width)
+    compared, more = compare_export(original, padded, result, _calibration(dataset))
+    notes += (*result.notes, *more)
+    sizes = {
+        "size_bytes": result.size_bytes,
+        "scn_bytes": file_bytes(file),
+        "float_bytes": 4 * sum(t.numel() for t in original.state_dict().values()),
+    }
     if as_json:
-        values = {"file": str(out), "kind": to, "size_bytes": result.size_bytes, "notes": notes, "check": asdict(check)}
+        values = {"file": str(out), "kind": to, "notes": notes, "check": asdict(check)} | sizes
         typer.echo(json.dumps(values | {"compared": [asdict(item) for item in compared]}))
         return
     for note in notes:
         typer.echo(note)
-    _print_check(out, result.size_bytes, check)
+    typer.echo(
+        f"{out}: {sizes['size_bytes']:,} bytes, the .scn file {sizes['scn_bytes']:,}, "
+        f"the float network's numbers {sizes['float_bytes']:,}"
+    )
+    _print_check(check)
     print_tables(sys.stdout, _latency_table(compared))
 
 
@@ -604,19 +615,7 @@ def _calibration(dataset: Dataset) -> Iterator[tuple[torch.Tensor]]:
     return ((inputs,) for inputs, _ in itertools.islice(batches, count))
 
 
-def _compare(original: torch.nn.Module, source: Source, kind: Kind, out: Path) -> tuple[Compared, ...]:
-    """The float network before compression beside the exported one, in the same program."""
-    networks: dict[str, torch.nn.Module | bytes] = {"before": original, "compressed": source.model}
-    if kind == "onnx-int8":
-        networks["compressed to int8"] = out.read_bytes()
-    with_onnx = kind.startswith("onnx")
-    return compare_latency(
-        networks, source.example_inputs, with_torch=not with_onnx, with_onnx=with_onnx, threads=(1,), runs=20
-    )
-
-
-def _print_check(out: Path, size: int, check: Check) -> None:
-    typer.echo(f"{out}: {size:,} bytes")
+def _print_check(check: Check) -> None:
     typer.echo(
         f"on {check.total:,} predictions of the test set: {check.agreeing:,} as the .scn file, outputs within "
         f"{check.relative_error:.1e} of the largest"
@@ -626,15 +625,20 @@ def _print_check(out: Path, size: int, check: Check) -> None:
 
 
 def _latency_table(compared: Sequence[Compared]) -> Table:
-    """Medians in milliseconds, with quartiles."""
+    """Medians in milliseconds, with quartiles, and peak memory."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("network")
     table.add_column("bytes", justify="right")
     for item in compared[0].latencies:
         threads = f"{item.threads} thread" + "s" * (item.threads > 1)
         table.add_column(f"batch {item.batch}\n{threads}, ms", justify="right")
+    batches = list(dict.fromkeys(item.batch for row in compared for item in row.peaks))
+    for batch in batches:
+        table.add_column(f"peak MB\nbatch {batch}", justify="right")
     for row in compared:
         cells = [f"{1e3 * t.median_s:.3f}\n({1e3 * t.low_s:.3f} … {1e3 * t.high_s:.3f})" for t in row.latencies]
+        peaks = {item.batch: f"{item.peak_bytes / 1e6:.1f}" for item in row.peaks}
+        cells += [peaks.get(batch, "–") for batch in batches]
         table.add_row(row.name, f"{row.size_bytes:,}", *cells)
     return table
 
@@ -651,14 +655,13 @@ def bench_latency_command(
 ) -> None:
     """Time networks of .scn files beside the float networks they came from: torch and ONNX Runtime, in turn.
 
-    Inputs are noise of the data set's shape; medians and quartiles over the runs.
+    Inputs are noise of the data set's shape; medians and quartiles over the runs. Peak memory is that of ONNX Runtime.
     """
     sizes, counts = _whole_numbers("--batch", batches), _whole_numbers("--threads", threads)
     found = {}
     for file in files:
-        data, network, width = _named(file, None, None, None)
-        original, inputs = _known_network(data, network, width)
-        into = None if _has_graph(file) else _known_network(data, network, width)[0]
+        original, inputs = _network_before(file)
+        into = None if _has_graph(file) else _network_before(file)[0]
         source = open_source(file, example_inputs=inputs, into=into)
         found[file] = compare_latency(
             {"before": original, "compressed": source.model},
@@ -675,6 +678,16 @@ def bench_latency_command(
     for file, compared in found.items():
         typer.echo(f"{file}: medians (and quartiles) of {runs} runs")
         print_tables(sys.stdout, _latency_table(compared))
+
+
+def _network_before(file: Path) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """The network of a file as it was before compression, and an example of its input, without the data set.
+
+    How many classes there are, or characters, is told by the file: its last weight has a row for each.
+    """
+    data, network, width = _named(file, None, None, None)
+    weights = [tensor.shape_before for tensor in inspect_file(file).tensors if len(tensor.shape_before) > 1]
+    return _known_network(data, network, width, classes=weights[-1][0] if weights else None)
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -750,15 +763,15 @@ def explain_command(
 
 
 def _known_network(
-    data: str, network: str | None, width: int | None
+    data: str, network: str | None, width: int | None, classes: int | None = None
 ) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
-    """A network of the recipes and an example of its input."""
+    """A network of the recipes and an example of its input; `classes` where they are not the usual number."""
     if data not in SAMPLES:
         names = ", ".join(f"`{name}`" for name in SAMPLES)
         raise UsageError(f"`--data`: expected one of {names}, found `{data}`\nhint: spell the name as listed")
-    shape, classes = SAMPLES[data]
+    shape, usual = SAMPLES[data]
     name = default_recipe(data, network).network
-    model = build_network(name, input_shape=shape, num_classes=classes, width=width)
+    model = build_network(name, input_shape=shape, num_classes=classes or usual, width=width)
     return model, (torch.zeros(1, *shape, dtype=torch.long if len(shape) == 1 else torch.float32),)
 
 

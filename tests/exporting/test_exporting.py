@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,10 @@ from selfcompress.cli import app
 from selfcompress.converting import Format, compressed_tensors, convert
 from selfcompress.errors import ExportError, UsageError
 from selfcompress.exporting import (
+    Kind,
     Source,
     check_export,
+    compare_export,
     compare_latency,
     export,
     measure_latency,
@@ -257,7 +260,7 @@ def test_a_network_is_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": "tflite"}, "to: expected one of onnx, onnx-int8, torch, safetensors, found `tflite`"),
+        ({"to": "tflite"}, "to: expected one of onnx, onnx-int8, onnx-nbits, torch, safetensors, found `tflite`"),
         ({"to": "torch", "multiple": 0}, "multiple: expected a whole number of 1 or more, found 0"),
         ({"to": "torch", "example_inputs": None}, "expected `example_inputs` with a network, found none"),
     ],
@@ -393,6 +396,36 @@ def test_latency_is_measured_for_every_network_batch_and_number_of_threads() -> 
     assert torch.get_num_threads() == 1
 
 
+def test_slow_networks_are_timed_until_the_time_is_over() -> None:
+    count = 0
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        time.sleep(0.02)
+        return x
+
+    def timed(runs: int, seconds: float) -> tuple[int, int]:
+        nonlocal count
+        count = 0
+        (found,) = measure_latency(
+            {"a": lambda threads: run},
+            lambda n: (torch.ones(n),),
+            batches=(1,),
+            threads=(1,),
+            runs=runs,
+            seconds=seconds,
+        )
+        return found.runs, count - found.runs
+
+    assert timed(1000, 0.01) == (3, 1)  # the fewest, and one to warm up
+    assert timed(2, 0.01) == (2, 1)
+    runs, warmup = timed(1000, 0.4)
+    assert 3 < runs <= 20
+    assert warmup == 5
+    assert timed(5, 60.0) == (5, 5)
+
+
 def test_files_and_networks_are_timed_side_by_side(source: Source, files: dict[str, Path]) -> None:
     found = compare_latency(
         {"compressed": source.model, "int8": files["onnx-int8"].read_bytes()},
@@ -436,6 +469,57 @@ def test_the_command_exports_checks_and_compares(run_folder: Path, tmp_path: Pat
     assert values["check"]["agreeing"] > 330
     names = [item["name"] for item in values["compared"]]
     assert names == [f"{n}, ONNX Runtime" for n in ("before", "compressed", "compressed to int8")]
+    assert values["compared"][2]["size_bytes"] == out.stat().st_size
+    assert all([p["batch"] for p in item["peaks"]] == [1, 32] for item in values["compared"])
+    assert values["scn_bytes"] == (run_folder / "net.scn").stat().st_size
+    original = build_network("lenet-300-100", input_shape=(1, 8, 8), num_classes=10, width=30)
+    assert values["float_bytes"] == 4 * sum(p.numel() for p in original.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("onnx", ["before, ONNX Runtime", "compressed, ONNX Runtime", "compressed to int8, ONNX Runtime"]),
+        (
+            "torch",
+            [
+                "before, torch",
+                "before, ONNX Runtime",
+                "compressed, torch",
+                "compressed, ONNX Runtime",
+                "compressed to int8, ONNX Runtime",
+            ],
+        ),
+        (
+            "onnx-nbits",
+            [
+                "before, ONNX Runtime",
+                "compressed, ONNX Runtime",
+                "compressed to int8, ONNX Runtime",
+                "compressed, onnx-nbits, ONNX Runtime",
+            ],
+        ),
+    ],
+)
+def test_every_export_is_compared_in_float_and_in_int8(
+    kind: Kind, names: list[str], source: Source, tmp_path: Path
+) -> None:
+    exported = export(source, tmp_path / "net", to=kind)
+    rows, notes = compare_export(Small().eval(), source, exported, calibration(), batches=(1,), runs=1)
+    assert [row.name for row in rows] == names
+    assert notes == ()
+    sizes = {row.name.removesuffix(", ONNX Runtime"): row.size_bytes for row in rows}
+    if kind != "torch":
+        own = "compressed" if kind == "onnx" else "compressed, onnx-nbits"
+        assert sizes[own] == exported.size_bytes
+
+
+def test_without_levels_there_is_no_row_for_int8_but_a_note(tmp_path: Path) -> None:
+    plain = Source(Small().eval(), (images(2),), {})
+    exported = export(plain, tmp_path / "net", to="onnx")
+    rows, notes = compare_export(Small().eval(), plain, exported, calibration(), batches=(1,), runs=1)
+    assert [row.name for row in rows] == ["before, ONNX Runtime", "compressed, ONNX Runtime"]
+    assert notes == ("not compared as onnx-int8: expected a network with layers of at most 8 bits, found none",)
 
 
 def test_the_command_times_files(run_folder: Path) -> None:
@@ -449,10 +533,28 @@ def test_the_command_times_files(run_folder: Path) -> None:
     assert "compressed, torch" in result.stdout
 
 
+@pytest.mark.parametrize("graph", [True, False])
+def test_the_command_times_texts_of_any_number_of_characters(graph: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_network("gpt", input_shape=(128,), num_classes=65, width=8)  # 96 is the usual number
+    convert(model, Format("symmetric", 4.0, 4, False))
+    tokens = torch.zeros(2, 128, dtype=torch.long)
+    save(model, tmp_path / "net.scn", "text gpt:8", example_inputs=(tokens,) if graph else None)
+    options = ["--batch", "1", "--threads", "1", "--runs", "1", "--no-onnx", "--json"]
+    result = CliRunner().invoke(app, ["bench-latency", str(tmp_path / "net.scn"), *options])
+    assert result.exit_code == 0, result.output
+    (compared,) = [v for k, v in json.loads(result.stdout).items() if k.endswith("net.scn")]
+    before, after = (item["size_bytes"] for item in compared)
+    assert before == 4 * sum(
+        p.numel() for p in build_network("gpt", input_shape=(128,), num_classes=65, width=8).parameters()
+    )
+    assert before >= after > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "tflite", "--out", "x"], "`--to`: expected one of onnx, onnx-int8, torch, safetensors"),
+        (["--to", "tflite", "--out", "x"], "`--to`: expected one of onnx, onnx-int8, onnx-nbits, torch, safetensors"),
         (["--to", "torch", "--out", "nowhere/x"], "cannot be written"),
     ],
 )

@@ -1,5 +1,6 @@
 """How long networks take, all in one interleaved run: what slows the machine for a while slows all of them."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,9 @@ import torch
 
 from ..errors import UsageError
 from .running import Runner
+
+LEAST_RUNS = 3
+"""Timed runs of each network, however long they take, if so many are asked for."""
 
 Setup = Callable[[int], Runner]
 """Threads -> a network ready to run with so many."""
@@ -38,6 +42,7 @@ def measure_latency(
     threads: tuple[int, ...] = (1, 2),
     runs: int = 50,
     warmup: int = 5,
+    seconds: float = math.inf,
 ) -> tuple[Latency, ...]:
     """Time several networks, one run of each in turn.
 
@@ -48,6 +53,8 @@ def measure_latency(
         threads: numbers of threads, >= 1; torch's own setting is put back afterwards.
         runs: timed runs of each, >= 1.
         warmup: runs before that which are not timed.
+        seconds: time for each batch size and number of threads. When it is over there are no more runs, once each
+            network has been timed three times; warming up takes at most a quarter of it, or one run.
 
     Returns:
         One entry for each network, batch size and number of threads: median and quartiles, in seconds.
@@ -61,12 +68,19 @@ def measure_latency(
             for batch in batches:
                 x = inputs(batch)
                 times: dict[str, list[float]] = {name: [] for name in ready}
-                for number in range(warmup + runs):
+                begin = time.perf_counter()
+                for number in range(warmup):
+                    if number and time.perf_counter() - begin > seconds / 4:
+                        break
+                    for run in ready.values():
+                        run(*x)
+                for number in range(runs):
+                    if number >= LEAST_RUNS and time.perf_counter() - begin > seconds:
+                        break
                     for name, run in ready.items():
                         start = time.perf_counter()
                         run(*x)
-                        if number >= warmup:
-                            times[name].append(time.perf_counter() - start)
+                        times[name].append(time.perf_counter() - start)
                 found += [_summary(name, batch, count, values) for name, values in times.items()]
     return tuple(found)
 

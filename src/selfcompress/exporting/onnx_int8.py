@@ -10,7 +10,6 @@ layer with a level beyond int8 stays in float, as does one whose weight is none 
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .onnx_float import hushed, need
+from .onnx_levels import Layer, find_layers
 from .source import Levels
-
-_WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1}
-_TOLERANCE = 1e-5
-"""How far a folded weight may be from its levels, relative to the largest: rounding in single precision."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A weight of the ONNX file in whole numbers."""
-
-    node: str
-    weight: str
-    axis: int
-    """That of the output channels in the ONNX file."""
-    values: NDArray[np.int8]
-    scale: NDArray[np.float32]
 
 
 def to_int8(
@@ -56,9 +40,7 @@ def to_int8(
     """
     onnx = need("onnx")
     quantization = need("onnxruntime.quantization")
-    for number, node in enumerate(proto.graph.node):
-        node.name = node.name or f"node_{number}"
-    layers, notes = _find_layers(proto, levels)
+    layers, notes = _split(*find_layers(proto, levels))
     if not layers:
         raise UsageError(
             "export: expected a network with layers of at most 8 bits, found none\n"
@@ -113,61 +95,26 @@ def _reader(quantization: Any, names: list[str], batches: Iterable[tuple[Tensor,
     return Reader()
 
 
-def _find_layers(proto: Any, levels: Mapping[str, Levels]) -> tuple[list[_Layer], list[str]]:
-    """The layers whose weights are levels, and a line about each of the others."""
-    numpy_of = need("onnx").numpy_helper.to_array
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    layers, notes = [], []
-    for node in proto.graph.node:
-        if node.op_type not in _WEIGHT_OF or node.input[_WEIGHT_OF[node.op_type]] not in constants:
-            continue
-        name = node.input[_WEIGHT_OF[node.op_type]]
-        weight = numpy_of(constants[name])
-        attributes = {a.name: a.i for a in node.attribute}
-        turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB", 0))
-        flipped = weight.T if turned else weight
-        candidates = [levels[name]] if name in levels else list(levels.values())
-        found = next((f for c in candidates if (f := _fit(flipped, c)) is not None), None)
-        if found is None:
-            notes.append(f"`{name}` stays in float: its weights are no levels of the file")
-        elif np.abs(found[0] + 0.5).max(initial=0) > 127.5:
-            notes.append(f"`{name}` stays in float: a level of {int(np.abs(found[0]).max())} is beyond int8")
+def _split(layers: list[Layer], others: list[str]) -> tuple[list[Layer], list[str]]:
+    """The layers whose levels int8 holds, and a line about each of the others."""
+    notes = [f"`{name}` stays in float: its weights are no levels of the file" for name in others]
+    fitting = []
+    for layer in layers:
+        if np.abs(layer.values + 0.5).max(initial=0) > 127.5:
+            most = int(np.abs(layer.values).max())
+            notes.append(f"`{layer.parameter}` stays in float: a level of {most} is beyond int8")
         else:
-            values = found[0].astype(np.int8)
-            layers.append(_Layer(node.name, name, int(turned), values.T if turned else values, found[1]))
-    return layers, notes
+            fitting.append(layer)
+    return fitting, notes
 
 
-def _fit(weight: NDArray[Any], levels: Levels) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
-    """(levels, scales > 0) that give a weight (channels first) as levels times one scale a channel, or None."""
-    values = levels.values.numpy().astype(np.int64)
-    if values.shape != weight.shape or levels.steps.shape[0] not in (1, len(values)) or not weight.size:
-        return None
-    if any(size != 1 for size in levels.steps.shape[1:]):
-        return None
-    rows, flat = weight.reshape(len(weight), -1).astype(np.float64), values.reshape(len(values), -1)
-    length = (flat * flat).sum(1)
-    steps = np.broadcast_to(levels.steps.numpy().reshape(-1), (len(flat),)).astype(np.float64)
-    plain = flat * steps[:, None]
-    # folding multiplies a channel by one factor: that which the channel shows as a whole
-    square = (plain * plain).sum(1)
-    factor = np.where(length > 0, (rows * plain).sum(1) / np.where(length > 0, square, 1.0), 1.0)
-    if np.abs(plain * factor[:, None] - rows).max() > _TOLERANCE * max(np.abs(rows).max(), 1e-30):
-        return None
-    signs = np.where(factor < 0, -1, 1)
-    scales = np.abs(steps * factor).astype(np.float32)
-    scales[(length == 0) | (scales == 0)] = 1.0
-    cleared = np.where(np.abs(steps * factor) > 0, signs, 0)
-    return (flat * cleared[:, None]).reshape(values.shape), scales
-
-
-def _replace(onnx: Any, proto: Any, constants: dict[str, Any], floats: dict[str, Any], layer: _Layer) -> None:
+def _replace(onnx: Any, proto: Any, constants: dict[str, Any], floats: dict[str, Any], layer: Layer) -> None:
     """Put levels and steps in place of what the tool has rounded, and round the bias in the new steps."""
 
     def set_constant(name: str, values: NDArray[Any]) -> None:
         constants[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
 
-    set_constant(f"{layer.weight}_quantized", layer.values)
+    set_constant(f"{layer.weight}_quantized", layer.values.astype(np.int8))
     set_constant(f"{layer.weight}_scale", layer.scale)
     set_constant(f"{layer.weight}_zero_point", np.zeros(len(layer.scale), np.int8))
     node = next(n for n in proto.graph.node if n.name == layer.node)

@@ -34,13 +34,18 @@ def _first(outputs: Any) -> Tensor:
     return cast(Tensor, outputs)
 
 
-def run_onnx(data: bytes, *, threads: int = 1) -> Runner:
-    """An ONNX file, run by ONNX Runtime on the processor. Raises `UsageError` if that is not installed."""
+def open_session(data: bytes, *, threads: int = 1) -> Any:
+    """ONNX Runtime's session of a file, on the processor. Raises `UsageError` if that is not installed."""
     runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(data: bytes, *, threads: int = 1) -> Runner:
+    """An ONNX file, run by ONNX Runtime on the processor. Raises `UsageError` if that is not installed."""
+    session = open_session(data, threads=threads)
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
