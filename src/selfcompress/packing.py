@@ -5,8 +5,8 @@ parameters and buffers as float16 where they fit, batch norms folded into one sc
 statistics are not needed any more, and the layer keeps its place, so nothing else changes).
 
 `load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
-comes back is plain PyTorch: no quantizers, no trace of this package. Nothing is changed before everything has been
-checked.
+comes back is plain PyTorch: no quantizers, no trace of this package but the rounding of activations, where the file
+says how. Nothing is changed before everything has been checked.
 
 With `example_inputs`, `save` also writes the network's graph (`capturing.py`), a hundred bytes or so, and `load` makes
 the network from the file alone (`interpreting.py`).
@@ -25,9 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .activations import ActivationQuantizer, Place, Rounding, Side, formats, place_rounding
 from .capturing import capture, example_tensors
 from .container import (
     GRAPH_NAME,
+    Activation,
     Contents,
     GraphRecord,
     LevelTensor,
@@ -104,7 +106,7 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if isinstance(module, ChannelQuantizer) or _is_quantizing(module):
+        if isinstance(module, ChannelQuantizer | ActivationQuantizer) or _is_quantizing(module):
             continue
         dot = f"{prefix}." if prefix else ""
         if _folds(module):
@@ -194,9 +196,22 @@ def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[T
     for prefix, module in model.named_modules():
         names = vars(module).get(ORIGINAL_SIZES, ())
         records += [Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)) for name in names]
+    _add_activations(records, model)
     if example_inputs is not None:
         records += _graph_records(model, example_tensors(example_inputs))
     return Contents(tuple(records), metadata)
+
+
+def _add_activations(records: list[Record], model: nn.Module) -> None:
+    """Records of the activations that are rounded, each behind one of its module, with which its name is short."""
+    for place, run in formats(model):
+        rounding = run.rounding() if isinstance(run, ActivationQuantizer) else run
+        if rounding is None:
+            continue
+        alike = [i for i, r in enumerate(records) if r.name.startswith(f"{place.module}.")]
+        name = f"{place.module}..{place.side}"
+        record = Activation(name, rounding.exponent, rounding.top, rounding.signed)
+        records.insert(alike[-1] + 1 if alike else len(records), record)
 
 
 def _graph_records(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Record]:
@@ -310,8 +325,9 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
         raise UsageError("into: expected a plain network, found one with quantizers\nhint: build a new one")
     contents = read(data).records
     numbers = [record for record in contents if isinstance(record, Number)]
+    activations = [record for record in contents if isinstance(record, Activation)]
     own = [record for record in contents if not record.name.startswith(GRAPH_NAME)]
-    records = {r.name: r for r in own if not isinstance(r, Number | GraphRecord)}
+    records = {r.name: r for r in own if not isinstance(r, Number | Activation | GraphRecord)}
     places = {name: (module, tensor) for name, module, tensor in _places(into)}
     missing, foreign = [n for n in places if n not in records], [n for n in records if n not in places]
     if missing or foreign:
@@ -326,6 +342,10 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
         )
     values = {name: _values(record, *places[name]) for name, record in records.items()}
     owners = [_owner(number, into) for number in numbers]
+    modules = {name for name, _ in into.named_modules()}
+    for record in activations:
+        if _place(record).module not in modules:
+            raise _mismatch(record.name, "a format of an activation", "no such module")
     with torch.no_grad():
         for name, record in records.items():
             module, tensor_name = places[name]
@@ -336,7 +356,14 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
             sync_sizes(module)
     for number, (module, name) in zip(numbers, owners, strict=True):
         setattr(module, name, number.value)
+    for record in activations:
+        place_rounding(into, _place(record), Rounding(record.exponent, record.top, record.signed))
     return into.eval()
+
+
+def _place(record: Activation) -> Place:
+    module, _, side = record.name.rpartition("..")
+    return Place(module, cast(Side, side))
 
 
 def _owner(number: Number, model: nn.Module) -> tuple[nn.Module, str]:
@@ -415,7 +442,8 @@ def inspect(path: str | os.PathLike[str]) -> FileSummary:
         contents = read(data)
     except FormatError as error:
         raise FormatError(f"`{path}`: {error}") from None
-    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, Number | GraphRecord))
+    others = Number | Activation | GraphRecord
+    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, others))
     graph_bytes = sum(record.size_bytes for record in contents.records if isinstance(record, GraphRecord))
     overhead = len(data) - graph_bytes - sum(t.size_bytes for t in tensors)
     return FileSummary(len(data), contents.metadata, tensors, overhead, graph_bytes)
