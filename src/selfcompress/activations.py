@@ -2,7 +2,7 @@
 
 The number format is that of the weights (`quantizer.py`): a bit depth b and an exponent e, both real and trained, for a
 tensor as a whole, so that cutting channels does not touch it. The step is 2^e; levels are 0 … 2^b - 1 where nothing
-below zero occurs, as after a ReLU, and -(2^(b-1) - 1) … 2^(b-1) - 1 elsewhere. Zero is a level, so silent channels
+below zero occurs, as after a ReLU, and those of eq. 1, -2^(b-1) … 2^(b-1) - 1, elsewhere. Zero is a level, so silent channels
 stay silent. With 8 bits at most, every level is a number of 8 bits in an integer kernel. Rounding is to nearest, ties
 to even; gradients are straight through, as for weights: inside the range dq/dx = 1, dq/db = 0, dq/de = ln2·(q - x);
 clipped dq/dx = 0, dq/db is the limit's, dq/de = ln2·q.
@@ -44,7 +44,7 @@ class Rounding:
     top: int
     """The largest level, 1 … 255; at most 127 with a sign."""
     signed: bool
-    """Whether there are levels below zero: as many as above."""
+    """Whether there are levels below zero: one more than above."""
 
     @property
     def step(self) -> float:
@@ -53,7 +53,7 @@ class Rounding:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` rounded to levels times the step, same shape."""
-        return torch.clamp(torch.round(x / self.step), -self.top if self.signed else 0, self.top) * self.step
+        return torch.clamp(torch.round(x / self.step), -self.top - 1 if self.signed else 0, self.top) * self.step
 
 
 class _Round(torch.autograd.Function):
@@ -64,7 +64,8 @@ class _Round(torch.autograd.Function):
         ctx.signed = signed
         ctx.save_for_backward(x, bits, exponent)
         step, low, high = _format(bits, exponent, signed)
-        return (x / step).round_().clamp_(low.round(), high.round()).mul_(step)
+        top = high.round()
+        return (x / step).round_().clamp_(-top - 1 if signed else low, top).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -88,7 +89,7 @@ def _format(bits: Tensor, exponent: Tensor, signed: bool) -> tuple[Tensor, Tenso
     # twice rounded as `Rounding.step` is, so that both compute the same
     step = torch.exp2(exponent.double()).float()
     high = torch.exp2(bits - 1 if signed else bits) - 1
-    return step, -high if signed else torch.zeros_like(high), high
+    return step, -high - 1 if signed else torch.zeros_like(high), high
 
 
 def round_activation(x: Tensor, bits: Tensor, exponent: Tensor, *, signed: bool) -> Tensor:
@@ -272,6 +273,13 @@ def formats(model: nn.Module) -> tuple[tuple[Place, ActivationQuantizer | Roundi
     return tuple(
         (Place(name, hook.side), hook.run) for name, module in model.named_modules() for _, _, hook in _hooks(module)
     )
+
+
+def remove(model: nn.Module) -> None:
+    """Take fixed formats off a plain network, in place: its activations stay as they are."""
+    for module in model.modules():
+        for kept, key, _ in _hooks(module):
+            del kept[key]
 
 
 def fix(model: nn.Module) -> None:

@@ -54,6 +54,8 @@ INITIAL_BITS = 8.0
 BITS_ABOVE = 2.5
 """A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise."""
 ACTIVATION_GAMMA = 0.003
+INT8_BITS = 7.999
+"""Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""
 SILENCE_PER_STEP = 1e-3
 """By so much a training step takes biases of zeroed channels towards zero: the paper's L1 loss, as a proximal step."""
 
@@ -337,7 +339,8 @@ class SelfCompressor:
             self._check_finite()
         with torch.no_grad():
             for tensor in self.compressed:
-                tensor.quantizer.bits.clamp_(0.0, MAX_BITS)
+                whole = self.activation_bits is not None and tensor.quantizer.axis is not None
+                tensor.quantizer.bits.clamp_(0.0, INT8_BITS if whole else MAX_BITS)
         self.activations.keep_in_range()
         if len(self.activations) != self._rounded:
             self._measure_fixed()

@@ -115,7 +115,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Activation:
-    """How an activation is rounded: to levels of -top or 0 … top, times 2^(exponent / 16)."""
+    """How an activation is rounded: to levels of 0, or -top - 1, … top, times 2^(exponent / 16)."""
 
     name: str
     """Qualified name of a module, two dots, and `in` (its first argument) or `out` (what it returns)."""
@@ -123,7 +123,7 @@ class Activation:
     top: int
     """1 … 255; at most 127 where there are levels below zero."""
     signed: bool
-    """Whether there are levels below zero, as many as above."""
+    """Whether there are levels below zero, one more than above."""
 
 
 @dataclass(frozen=True)

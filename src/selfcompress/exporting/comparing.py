@@ -10,6 +10,7 @@ from .checking import sample
 from .latency import Latency, Setup, measure_latency
 from .onnx_float import to_onnx
 from .running import Runner, run_onnx, runner_of
+from .unrounding import unrounded
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def compare_latency(
     """Time networks of the same inputs, all in one interleaved run.
 
     Args:
-        networks: by name; plain networks, or the bytes of ONNX files.
+        networks: by name; plain networks, which are timed in float, or the bytes of ONNX files.
         example_inputs: inputs that all of them take; noise of their shapes is used.
         with_torch: whether networks are run by torch.
         with_onnx: whether networks are exported and run by ONNX Runtime.
@@ -48,7 +49,8 @@ def compare_latency(
     """
     setups: dict[str, Setup] = {}
     sizes: dict[str, int] = {}
-    for name, network in networks.items():
+    for name, item in networks.items():
+        network = unrounded(item) if isinstance(item, nn.Module) else item
         if isinstance(network, nn.Module):
             if with_torch:
                 setups[f"{name}, torch"] = _torch_setup(network)

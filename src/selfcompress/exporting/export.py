@@ -15,8 +15,10 @@ from ..container import write_file
 from ..errors import UsageError
 from .onnx_float import need, to_onnx
 from .onnx_int8 import to_int8
+from .onnx_learned import find_roundings, to_learned_int8
 from .padding import pad_channels
 from .source import Source, open_source
+from .unrounding import unrounded
 
 Kind = Literal["onnx", "onnx-int8", "torch", "safetensors"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -53,7 +55,8 @@ def export(
         example_inputs: positional arguments of the network, tensors whose axis 0 is the batch. A file with a graph
             needs none.
         into: for a file without a graph: the network as its code builds it; changed.
-        calibration: for `onnx-int8`: batches of inputs, from which the ranges of activations are taken.
+        calibration: for `onnx-int8`: batches of inputs, from which the ranges of activations are taken. Not needed
+            where the file says how activations are rounded; the other formats leave them in float then.
         multiple: pad channels with zeros to multiples of this, >= 1; the function does not change.
 
     Returns:
@@ -71,18 +74,24 @@ def export(
     notes: tuple[str, ...] = ()
     if multiple > 1:
         source, notes = pad_channels(source, multiple)
+    network = source.model if to == "onnx-int8" else unrounded(source.model)
+    if network is not source.model:
+        notes += ("activations are rounded in the .scn file, and not in this format",)
     if to == "safetensors":
         safetensors = need("safetensors.torch")
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in source.model.state_dict().items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
         data = safetensors.save(tensors, {"format": "pt"})
     elif to == "torch":
         buffer = io.BytesIO()
-        torch.export.save(export_program(source.model, source.example_inputs), buffer)
+        torch.export.save(export_program(network, source.example_inputs), buffer)
         data = buffer.getvalue()
     else:
-        proto = to_onnx(source.model, source.example_inputs)
+        proto = to_onnx(network, source.example_inputs)
         if to == "onnx-int8":
-            proto, more = to_int8(proto, source.levels, calibration)
+            learned = bool(find_roundings(proto))
+            proto, more = (
+                to_learned_int8(proto, source.levels) if learned else to_int8(proto, source.levels, calibration)
+            )
             notes += more
         data = proto.SerializeToString()
     write_file(out, data)

@@ -22,13 +22,14 @@ from ..errors import UsageError
 from .onnx_float import hushed, need
 from .source import Levels
 
-_WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+"""Operators with integer kernels -> which of their inputs is the weight."""
 _TOLERANCE = 1e-5
 """How far a folded weight may be from its levels, relative to the largest: rounding in single precision."""
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A weight of the ONNX file in whole numbers."""
 
     node: str
@@ -58,7 +59,7 @@ def to_int8(
     quantization = need("onnxruntime.quantization")
     for number, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{number}"
-    layers, notes = _find_layers(proto, levels)
+    layers, notes = find_layers(proto, levels)
     if not layers:
         raise UsageError(
             "export: expected a network with layers of at most 8 bits, found none\n"
@@ -113,15 +114,15 @@ def _reader(quantization: Any, names: list[str], batches: Iterable[tuple[Tensor,
     return Reader()
 
 
-def _find_layers(proto: Any, levels: Mapping[str, Levels]) -> tuple[list[_Layer], list[str]]:
+def find_layers(proto: Any, levels: Mapping[str, Levels]) -> tuple[list[Layer], list[str]]:
     """The layers whose weights are levels, and a line about each of the others."""
     numpy_of = need("onnx").numpy_helper.to_array
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     layers, notes = [], []
     for node in proto.graph.node:
-        if node.op_type not in _WEIGHT_OF or node.input[_WEIGHT_OF[node.op_type]] not in constants:
+        if node.op_type not in WEIGHT_OF or node.input[WEIGHT_OF[node.op_type]] not in constants:
             continue
-        name = node.input[_WEIGHT_OF[node.op_type]]
+        name = node.input[WEIGHT_OF[node.op_type]]
         weight = numpy_of(constants[name])
         attributes = {a.name: a.i for a in node.attribute}
         turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB", 0))
@@ -134,7 +135,7 @@ def _find_layers(proto: Any, levels: Mapping[str, Levels]) -> tuple[list[_Layer]
             notes.append(f"`{name}` stays in float: a level of {int(np.abs(found[0]).max())} is beyond int8")
         else:
             values = found[0].astype(np.int8)
-            layers.append(_Layer(node.name, name, int(turned), values.T if turned else values, found[1]))
+            layers.append(Layer(node.name, name, int(turned), values.T if turned else values, found[1]))
     return layers, notes
 
 
@@ -161,7 +162,7 @@ def _fit(weight: NDArray[Any], levels: Levels) -> tuple[NDArray[np.int64], NDArr
     return (flat * cleared[:, None]).reshape(values.shape), scales
 
 
-def _replace(onnx: Any, proto: Any, constants: dict[str, Any], floats: dict[str, Any], layer: _Layer) -> None:
+def _replace(onnx: Any, proto: Any, constants: dict[str, Any], floats: dict[str, Any], layer: Layer) -> None:
     """Put levels and steps in place of what the tool has rounded, and round the bias in the new steps."""
 
     def set_constant(name: str, values: NDArray[Any]) -> None:
