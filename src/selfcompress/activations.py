@@ -2,10 +2,10 @@
 
 The number format is that of the weights (`quantizer.py`): a bit depth b and an exponent e, both real and trained, for a
 tensor as a whole, so that cutting channels does not touch it. The step is 2^e; levels are 0 … 2^b - 1 where nothing
-below zero occurs, as after a ReLU, and those of eq. 1, -2^(b-1) … 2^(b-1) - 1, elsewhere. Zero is a level, so silent channels
-stay silent. With 8 bits at most, every level is a number of 8 bits in an integer kernel. Rounding is to nearest, ties
-to even; gradients are straight through, as for weights: inside the range dq/dx = 1, dq/db = 0, dq/de = ln2·(q - x);
-clipped dq/dx = 0, dq/db is the limit's, dq/de = ln2·q.
+below zero occurs, as after a ReLU, and those of eq. 1, -2^(b-1) … 2^(b-1) - 1, elsewhere. Zero is a level, so silent
+channels stay silent. With 8 bits at most, every level fits the numbers of an integer kernel. Rounding is to nearest,
+ties to even; gradients are straight through, as for weights: inside the range dq/dx = 1, dq/db = 0, dq/de = ln2·(q -
+x); clipped dq/dx = 0, dq/db is the limit's, dq/de = ln2·q.
 
 `attach` puts an `ActivationQuantizer` on every place that `sites.py` has found, by a hook on its module. `fix` puts a
 `Rounding` in its stead: plain numbers, which compute the same. A quantizer watches the first training batches before
@@ -172,7 +172,9 @@ class ActivationQuantizer(nn.Module):
         if self.signed is None:
             return None
         _, _, high = _format(self.bits.detach(), self.exponent.detach(), self.signed)
-        return Rounding(round(float(snap(self.exponent.detach(), RESOLUTION)) * RESOLUTION), int(high.round()), self.signed)
+        return Rounding(
+            round(float(snap(self.exponent.detach(), RESOLUTION)) * RESOLUTION), int(high.round()), self.signed
+        )
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -431,7 +431,9 @@ def _check_activation(record: Activation) -> None:
         raise FormatError(f"`{record.name}`: expected a largest level of 1 … {most}, found {record.top}")
     if abs(record.exponent) > MAX_OCTAVES * ACTIVATION_RESOLUTION:
         octaves = record.exponent / ACTIVATION_RESOLUTION
-        raise FormatError(f"`{record.name}`: expected a step of 2^-{MAX_OCTAVES} … 2^{MAX_OCTAVES}, found 2^{octaves:g}")
+        raise FormatError(
+            f"`{record.name}`: expected a step of 2^-{MAX_OCTAVES} … 2^{MAX_OCTAVES}, found 2^{octaves:g}"
+        )
 
 
 def _read_activation(name: str, header: Reader) -> Activation:

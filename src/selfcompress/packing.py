@@ -343,9 +343,9 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
     values = {name: _values(record, *places[name]) for name, record in records.items()}
     owners = [_owner(number, into) for number in numbers]
     modules = {name for name, _ in into.named_modules()}
-    for record in activations:
-        if _place(record).module not in modules:
-            raise _mismatch(record.name, "a format of an activation", "no such module")
+    for activation in activations:
+        if _place(activation).module not in modules:
+            raise _mismatch(activation.name, "a format of an activation", "no such module")
     with torch.no_grad():
         for name, record in records.items():
             module, tensor_name = places[name]
@@ -356,8 +356,8 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
             sync_sizes(module)
     for number, (module, name) in zip(numbers, owners, strict=True):
         setattr(module, name, number.value)
-    for record in activations:
-        place_rounding(into, _place(record), Rounding(record.exponent, record.top, record.signed))
+    for a in activations:
+        place_rounding(into, _place(a), Rounding(a.exponent, a.top, a.signed))
     return into.eval()
 
 

@@ -24,18 +24,17 @@ from .converting import compressed_tensors, plain_copy
 from .copies import meta_copy, on_meta, undisturbed
 from .meta import call
 
-_KEEPING = frozenset(
-    "view _unsafe_view reshape permute transpose t unsqueeze squeeze expand slice select clone alias detach split chunk "
-    "max_pool2d_with_indices max_pool3d_with_indices max_pool1d constant_pad_nd".split()
-)
+_KEEPING = frozenset((
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice", "select",
+    "clone", "alias", "detach", "split", "max_pool2d_with_indices", "max_pool3d_with_indices", "constant_pad_nd",
+))  # fmt: skip
 """Operators whose results are levels where their input is, of which none is lost."""
 _RELU = frozenset(("relu", "relu_"))
 """It keeps levels, too, but is better rounded behind: then there are none below zero, and twice as many above."""
-_FOLDED = frozenset(
-    "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit cudnn_batch_norm".split()
-)
+_FOLDED = frozenset(("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"))
 """Operators that an exporter makes part of the convolution before them."""
-_PRODUCTS = frozenset("convolution addmm mm bmm baddbmm".split())
+_PRODUCTS = frozenset(("convolution", "addmm", "mm", "bmm", "baddbmm"))
+"""Operators that can read integers."""
 _KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -18,9 +18,9 @@ def unrounded(model: nn.Module) -> nn.Module:
         graph = _without_roundings(model.graph)
         if graph == model.graph:
             return model
-        twin = copy.deepcopy(model)
-        twin.set_graph(graph)
-        return twin
+        other = copy.deepcopy(model)
+        other.set_graph(graph)
+        return other
     if not formats(model):
         return model
     twin = copy.deepcopy(model)
