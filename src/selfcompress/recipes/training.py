@@ -296,11 +296,12 @@ def _check_same_run(folder: Path, checkpoint: dict[str, Any], recipe: Recipe, co
             f"`{folder}`: expected a {kinds[compress]} run, found a {kinds[not compress]} one\n"
             "hint: name another folder with `--out`"
         )
-    started, wanted = checkpoint["recipe"], recipe.to_dict()
+    # a run of an older version lacks fields: it was made with what is their default
+    started, wanted = Recipe.from_dict(checkpoint["recipe"]).to_dict(), recipe.to_dict()
     for name, value in wanted.items():
-        if name not in ("device", "data_dir") and started.get(name) != value:
+        if name not in ("device", "data_dir") and started[name] != value:
             raise CheckpointError(
-                f"`{folder}`: the run was started with `{name}` = `{started.get(name)}`, not `{value}`\n"
+                f"`{folder}`: the run was started with `{name}` = `{started[name]}`, not `{value}`\n"
                 "hint: resume with the options it was started with (`--resume` and `--out` are enough), "
                 "or start another run in another folder"
             )
@@ -323,6 +324,8 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
             example_inputs=dataset.example_inputs(2, device),
             rate=recipe.rate,
             grid=recipe.grid,
+            activation_bits=recipe.activation_bits,
+            activation_gamma=recipe.activation_gamma,
             **_dial(recipe, dataset, float_bytes),
         )
         if checkpoint is not None:
