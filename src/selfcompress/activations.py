@@ -27,7 +27,7 @@ MAX_ACTIVATION_BITS = 8.0
 RESOLUTION = 16
 """Exponents are used, and stored, in steps of 1/16 octave: 4.4 % of a step."""
 WATCHED = 8
-"""Training batches from which a quantizer takes its first range."""
+"""Runs in training from which a quantizer takes its first range."""
 _CHILD = "quantized_"
 """Name of the child of a module that holds a quantizer, before the side."""
 
@@ -107,10 +107,12 @@ def round_activation(x: Tensor, bits: Tensor, exponent: Tensor, *, signed: bool)
 class ActivationQuantizer(nn.Module):
     """The learned format of one activation.
 
+    It runs once in a batch; at the inputs of several layers, once before each of them.
+
     Attributes:
         bits: scalar, the trained bit depth.
         exponent: scalar, the trained base-2 logarithm of the step.
-        watched: (3,) batches seen before rounding began, and the lowest and the highest number in them.
+        watched: (3,) runs before rounding began, and the sums of the lowest and of the highest numbers in them.
         elements: numbers of the activation for one example, now.
     """
 
@@ -134,8 +136,8 @@ class ActivationQuantizer(nn.Module):
     def signed(self) -> bool | None:
         """Whether there are levels below zero; None as long as nothing is rounded."""
         if self._signed is None:
-            batches, low, _ = self.watched.tolist()
-            if batches >= WATCHED:
+            runs, low, _ = self.watched.tolist()
+            if runs >= WATCHED:
                 self._signed = low < 0
         return self._signed
 
@@ -162,9 +164,10 @@ class ActivationQuantizer(nn.Module):
         self.watched += torch.stack([low.new_ones(()), low.clamp(max=0), high.clamp(min=0)]).to(self.watched)
         if self.signed is None:
             return
-        # the mean over batches of the largest number: one batch with an outlier does not make the range
+        # the mean over runs of the largest number: one batch with an outlier does not make the range
         reach = max(float(self.watched[2]), -float(self.watched[1])) / WATCHED
-        levels = 2.0 ** (float(self.bits) - 1 if self.signed else float(self.bits)) - 1
+        bits = float(self.bits.detach())
+        levels = 2.0 ** (bits - 1 if self.signed else bits) - 1
         self.exponent.fill_(math.log2(max(reach, 2.0**-20) / levels))
 
     def rounding(self) -> Rounding | None:

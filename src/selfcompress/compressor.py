@@ -53,7 +53,7 @@ EXPONENT_RESOLUTION = 4
 INITIAL_BITS = 8.0
 BITS_ABOVE = 2.5
 """A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise."""
-ACTIVATION_GAMMA = 0.003
+ACTIVATION_GAMMA = 0.0003
 INT8_BITS = 7.999
 """Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""
 SILENCE_PER_STEP = 1e-3

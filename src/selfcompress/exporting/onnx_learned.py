@@ -47,7 +47,7 @@ class _Grid:
 def find_roundings(proto: Any) -> dict[str, _Rounding]:
     """The roundings of a model from `to_onnx`, by the tensor that each gives."""
     numpy_of = need("onnx").numpy_helper.to_array
-    scalars = {t.name: float(numpy_of(t)) for t in proto.graph.initializer if not any(size != 1 for size in t.dims)}
+    scalars = {t.name: numpy_of(t).item() for t in proto.graph.initializer if not t.dims}
     producers = {name: node for node in proto.graph.node for name in node.output}
     found = {}
     for last in proto.graph.node:
@@ -161,8 +161,8 @@ class _Writer:
     def _round(self, rounding: _Rounding, name: str) -> None:
         zero = 128 if rounding.low < 0 else 0
         grid = _Grid(
-            self._constant(f"{name}_step", np.array(rounding.step, np.float32)),
-            self._constant(f"{name}_zero", np.array(zero, np.uint8)),
+            self._constant(f"{name}_activation_scale", np.array(rounding.step, np.float32)),
+            self._constant(f"{name}_activation_zero_point", np.array(zero, np.uint8)),
             rounding.step,
         )
         limits = (rounding.low + zero, rounding.top + zero)
