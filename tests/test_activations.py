@@ -278,7 +278,7 @@ def test_a_resumed_run_goes_on_bit_for_bit_whether_ranges_are_known_or_not(tmp_p
 
 def test_a_state_with_other_formats_of_activations_is_refused() -> None:
     state = trained(2).state_dict()
-    with pytest.raises(CheckpointError, match="activation_bits: `8.0` in the checkpoint, `None` here"):
+    with pytest.raises(CheckpointError, match=r"activation_bits: `8\.0` in the checkpoint, `None` here"):
         made(activation_bits=None)[0].load_state_dict(state)
 
 

@@ -19,9 +19,9 @@ import pytest
 
 from selfcompress.coder import LevelModel
 from selfcompress.container import (
-    Activation,
     MAX_EXPONENTS,
     MAX_NAME,
+    Activation,
     Contents,
     GraphRecord,
     LevelTensor,

@@ -205,8 +205,8 @@ def train_command(
     activation_bits: Annotated[
         float | None,
         typer.Option(
-            help="Learn number formats for activations, too, starting from so many bits (2 to 8): the file then runs on "
-            "integers as it was trained. [default: activations stay in float]",
+            help="Learn number formats for activations, too, from so many bits on (2 to 8): int8 exports then compute "
+            "what was trained. [default: activations stay in float]",
             rich_help_panel=HOW,
             show_default=False,
         ),

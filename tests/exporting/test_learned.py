@@ -1,4 +1,4 @@
-"""Networks with rounded activations, exported: int8 against the loaded file, float against the file without rounding."""
+"""Exports of networks that round activations: int8 against the file, float against the file without rounding."""
 
 import importlib
 from collections import Counter

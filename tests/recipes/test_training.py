@@ -429,6 +429,8 @@ def test_gamma_rises_linearly_and_stays() -> None:
         {"validation": -1},
         {"width": 0},
         {"label_smoothing": 1.0},
+        {"activation_bits": 8.5},
+        {"activation_gamma": -0.1},
     ],
 )
 def test_a_recipe_refuses_what_cannot_work(change: dict[str, Any]) -> None:

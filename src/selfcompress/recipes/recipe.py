@@ -43,7 +43,7 @@ class Recipe:
     grid: Grid | None = None
     """The levels a weight can take: `symmetric` or `eq1`; None for the one that belongs to the rate."""
     activation_bits: float | None = None
-    """Bits, 2 … 8, from which the number formats of activations start to be learned; None leaves activations in float."""
+    """Bits, 2 … 8, from which number formats of activations start to be learned; None leaves activations in float."""
     activation_gamma: float = ACTIVATION_GAMMA
     """Weight of these bits in the loss: nats per bit that a number has in the mean, >= 0."""
     epochs: int = 20
