@@ -1,6 +1,7 @@
 """Exports of networks that round activations: int8 against the file, float against the file without rounding."""
 
 import importlib
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import selfcompress as sc
+from selfcompress.cli import app
 from selfcompress.compressor import SelfCompressor
 from selfcompress.converting import compressed_tensors
 from selfcompress.errors import UsageError
@@ -204,3 +207,18 @@ def test_a_network_in_which_no_layer_fits_is_refused(tmp_path: Path) -> None:
             c.quantizer.exponent.data -= 10
     with pytest.raises(UsageError, match="expected a network with layers of at most 8 bits, found none"):
         export(model, tmp_path / "net.onnx", to="onnx-int8", example_inputs=(images(2),))
+
+
+def test_the_command_line_trains_rounded_activations_and_exports_them(tmp_path: Path) -> None:
+    options = ["--width", "30", "--epochs", "8", "--activation-bits", "8", "--activation-gamma", "0.001", "--graph"]
+    call = CliRunner().invoke
+    trained = call(app, ["train", "--out", str(tmp_path / "run"), *options])
+    assert trained.exit_code == 0, trained.output
+    out = tmp_path / "net.onnx"
+    exported = call(app, ["export", str(tmp_path / "run/net.scn"), "--to", "onnx-int8", "--out", str(out), "--json"])
+    assert exported.exit_code == 0, exported.output
+    check = json.loads(exported.stdout)["check"]
+    assert check["total"] == 360
+    assert check["agreeing"] >= 359
+    assert json.loads(exported.stdout)["notes"] == []
+    assert set(optimized(out, tmp_path)) & {"QGemm"}
