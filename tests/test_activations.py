@@ -425,6 +425,13 @@ def test_a_restored_network_is_plain_and_computes_the_same() -> None:
     assert not torch.equal(model(x), expected)
 
 
+def test_a_loaded_network_can_be_trained_again_with_formats_of_its_own(tmp_path: Path) -> None:
+    loaded = unpack(pack(trained().model), Vision())
+    model = SelfCompressor(loaded.train(), (images(2)[0],), activation_bits=8.0).model
+    assert all(isinstance(run, ActivationQuantizer) for _, run in formats(model))
+    assert not [r for r in contents_of(model).records if isinstance(r, Activation)]
+
+
 def test_copies_have_formats_of_their_own() -> None:
     model = trained().model
     twin = copy.deepcopy(model)

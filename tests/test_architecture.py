@@ -9,9 +9,9 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("contexts", "quantizer", "attention", "recurrent", "meta", "wire"),
-    ("coder", "surroundings", "graph", "activations"),
+    ("coder", "surroundings", "graph"),
     ("fitting", "rate", "container", "tracing", "copies", "optimizers"),
-    ("operators",),
+    ("operators", "activations"),
     ("axes",),
     ("converting", "shrinking", "budget", "capturing", "interpreting"),
     ("packing", "sites", "trial", "trimming"),

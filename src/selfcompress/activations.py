@@ -20,12 +20,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from .container import ACTIVATION_RESOLUTION
 from .quantizer import LN2, snap
 
 Side = Literal["in", "out"]
 MAX_ACTIVATION_BITS = 8.0
-RESOLUTION = 16
-"""Exponents are used, and stored, in steps of 1/16 octave: 4.4 % of a step."""
 WATCHED = 8
 """Runs in training from which a quantizer takes its first range."""
 _CHILD = "quantized_"
@@ -49,7 +48,7 @@ class Rounding:
     @property
     def step(self) -> float:
         """The step between two levels, a number of single precision."""
-        return float(torch.tensor(2.0 ** (self.exponent / RESOLUTION), dtype=torch.float32))
+        return float(torch.tensor(2.0 ** (self.exponent / ACTIVATION_RESOLUTION), dtype=torch.float32))
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` rounded to levels times the step, same shape."""
@@ -150,7 +149,7 @@ class ActivationQuantizer(nn.Module):
         """Round `x` (batch first), or, in the first training batches, watch it."""
         self.elements = x.numel() // max(len(x), 1)
         if self.signed is not None:
-            exponent = snap(self.exponent, RESOLUTION)
+            exponent = snap(self.exponent, ACTIVATION_RESOLUTION)
             return round_activation(x, self.bits, exponent, signed=self.signed)
         if self.training:
             self._watch(x.detach())
@@ -176,7 +175,9 @@ class ActivationQuantizer(nn.Module):
             return None
         _, _, high = _format(self.bits.detach(), self.exponent.detach(), self.signed)
         return Rounding(
-            round(float(snap(self.exponent.detach(), RESOLUTION)) * RESOLUTION), int(high.round()), self.signed
+            round(float(snap(self.exponent.detach(), ACTIVATION_RESOLUTION)) * ACTIVATION_RESOLUTION),
+            int(high.round()),
+            self.signed,
         )
 
     def extra_repr(self) -> str:

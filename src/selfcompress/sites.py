@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from .activations import Activations, Place, attach
+from .activations import Activations, Place, attach, remove
 from .converting import compressed_tensors, plain_copy
 from .copies import meta_copy, on_meta, undisturbed
 from .meta import call
@@ -196,11 +196,14 @@ def find_sites(model: nn.Module, example_inputs: tuple[Any, ...], layers: Iterab
 def round_activations(model: nn.Module, example_inputs: tuple[Any, ...], initial_bits: float) -> Activations:
     """Give the activations around the quantised layers of a converted network learned formats, in place.
 
+    Fixed formats that it has from a file go.
+
     Args:
         model: a network with learned formats of weights.
         example_inputs: positional arguments of its `forward`.
         initial_bits: bit depth to start from, 2 … 8.
     """
+    remove(model)
     layers = [c.name.rpartition(".")[0] for c in compressed_tensors(model) if c.tensor_name == "weight"]
     sites = find_sites(plain_copy(model), example_inputs, layers)
     return Activations(attach(model, site.places, site.elements, initial_bits) for site in sites)

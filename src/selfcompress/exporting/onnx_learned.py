@@ -179,7 +179,7 @@ class _Writer:
                 self._constant(f"{layer.weight}_zero_point", np.zeros(len(layer.scale), np.int8)),
             )
             self.weights.append(self._node("DequantizeLinear", list(parts), whole, axis=layer.axis))
-        if len(node.input) > 2:
+        if len(node.input) > 2 and node.input[2] in self.constants:
             bias, scale = node.input[2], (layer.scale * np.float32(self.grids[node.input[0]].step)).astype(np.float32)
             exact = self.onnx.numpy_helper.to_array(self.constants[bias]) / scale.astype(np.float64)
             parts = (

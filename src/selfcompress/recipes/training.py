@@ -129,7 +129,8 @@ def train_float(
 ) -> Result:
     """Train the same network without compression, in the same loop; the file is `net.f32`, its raw 32-bit numbers.
 
-    Arguments and errors are those of `train`; `gamma`, `rate` and `grid` of the recipe have no effect.
+    Arguments and errors are those of `train`; `gamma`, `rate`, `grid` and what the recipe says of activations have no
+    effect.
     """
     return _run(recipe, Path(out_dir), compress=False, resume=resume, on_epoch=on_epoch, on_step=on_step)
 
