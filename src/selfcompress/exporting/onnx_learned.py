@@ -139,7 +139,7 @@ class _Writer:
         return notes
 
     def _constant(self, name: str, values: NDArray[Any]) -> str:
-        self.constants[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self.constants[name] = self.onnx.numpy_helper.from_array(np.array(values, order="C"), name)
         return name
 
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
