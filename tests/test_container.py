@@ -21,6 +21,7 @@ from selfcompress.coder import LevelModel
 from selfcompress.container import (
     MAX_EXPONENTS,
     MAX_NAME,
+    Activation,
     Contents,
     GraphRecord,
     LevelTensor,
@@ -179,6 +180,8 @@ def test_a_second_reader_written_from_the_page_agrees(name: str) -> None:
                 assert not any(k for k, _, _ in entry[1])
         elif isinstance(record, Number):
             assert entry == record.value
+        elif isinstance(record, Activation):
+            assert entry == (record.top, record.signed, record.exponent)
         elif isinstance(record, GraphRecord):
             assert entry == graph_in_pairs(record.graph)
         elif isinstance(record, NormTensor):

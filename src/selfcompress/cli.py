@@ -211,6 +211,19 @@ def train_command(
         str | None,
         typer.Option(help="Levels of a weight: symmetric or eq1. [default: the rate's own]", rich_help_panel=HOW),
     ] = None,
+    activation_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Learn number formats for activations, too, from so many bits on (2 to 8): int8 exports then compute "
+            "what was trained. [default: activations stay in float]",
+            rich_help_panel=HOW,
+            show_default=False,
+        ),
+    ] = None,
+    activation_gamma: Annotated[
+        float | None,
+        typer.Option(help="Weight of the bits of activations in the loss: more leaves fewer.", rich_help_panel=HOW),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", rich_help_panel=HOW)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.", rich_help_panel=HOW)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.", rich_help_panel=HOW)] = None,
@@ -274,6 +287,8 @@ def train_command(
         "target": target,
         "rate": rate,
         "grid": grid,
+        "activation_bits": activation_bits,
+        "activation_gamma": activation_gamma,
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from .activations import MAX_ACTIVATION_BITS, Activations
 from .axes import Axes, ChannelClass, find_axes
 from .budget import Budget, parse_target
 from .coder import LevelModel, integers_bits
@@ -40,6 +41,7 @@ from .packing import contents_of, pack
 from .quantizer import GRIDS, MAX_BITS, Grid
 from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 from .shrinking import Kept, Plan, Positions, apply_plan, check_copy, find_dead, resize, silence_step
+from .sites import round_activations
 from .steering import Steering, smallest_bytes
 from .trial import tried
 
@@ -51,6 +53,9 @@ EXPONENT_RESOLUTION = 4
 INITIAL_BITS = 8.0
 BITS_ABOVE = 2.5
 """A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise."""
+ACTIVATION_GAMMA = 0.0003
+INT8_BITS = 7.999
+"""Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""
 SILENCE_PER_STEP = 1e-3
 """By so much a training step takes biases of zeroed channels towards zero: the paper's L1 loss, as a proximal step."""
 
@@ -107,6 +112,9 @@ class SelfCompressor:
         grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
         coupled: for bit depth, eq. 5 in place of eq. 4.
         initial_bits: bit depth to start from. None for 8, or more where a target leaves room for more.
+        activation_bits: bit depth, 2 … 8, from which activations start that convolutions and linear layers read, or
+            convolutions give (see `sites.py`); their steps and bits are learned, too. None leaves them in float.
+        activation_gamma: weight >= 0 of these bits in the loss: nats per bit that a number has in the mean.
         include: names of further parameters to compress.
         skip: names of parameters or modules to leave in float.
         refresh_every: steps between two fits of the probability models, >= 1.
@@ -116,6 +124,7 @@ class SelfCompressor:
         gamma: may be set at any time; a target sets it anew every few steps.
         target_bytes: the target in bytes, or None.
         left: parameters that stay in float, with the reason.
+        activations: the learned formats of activations.
         axes: which channels live and die together.
         history: a `StepReport` for every cut.
 
@@ -137,6 +146,8 @@ class SelfCompressor:
         grid: Grid | None = None,
         coupled: bool = False,
         initial_bits: float | None = None,
+        activation_bits: float | None = None,
+        activation_gamma: float = ACTIVATION_GAMMA,
         include: Sequence[str] = (),
         skip: Sequence[str] = (),
         refresh_every: int = 50,
@@ -152,6 +163,10 @@ class SelfCompressor:
             raise UsageError(f"refresh_every: expected 1 step or more, found {refresh_every}")
         if check_every < 0:
             raise UsageError(f"check_every: expected 0 steps or more, found {check_every}\nhint: 0 never cuts")
+        if activation_bits is not None and not 2 <= activation_bits <= MAX_ACTIVATION_BITS:
+            raise UsageError(f"activation_bits: expected 2 to {MAX_ACTIVATION_BITS:g} bits, found {activation_bits:g}")
+        if not 0 <= activation_gamma < math.inf:
+            raise UsageError(f"activation_gamma: expected a finite number of 0 or more, found {activation_gamma}")
         if gamma is not None and target is not None:
             raise UsageError("gamma: found beside `target`, which sets it\nhint: leave one of them out")
         if (target is None) != (total_steps is None):
@@ -182,6 +197,11 @@ class SelfCompressor:
         if target_bytes is not None and total_steps is not None:
             budget = self._plan(target_bytes, total_steps, attach)
         self.compressed, self.left = attach(model)
+        self.activation_bits, self.activation_gamma = activation_bits, activation_gamma
+        self.activations = Activations()
+        if activation_bits is not None:
+            self.activations = round_activations(model, example_inputs, activation_bits)
+        self._rounded = 0
         self._kept = Kept.full(self.axes)
         self.history: list[StepReport] = []
         self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
@@ -227,6 +247,7 @@ class SelfCompressor:
         """
         weights = [c.original for c in self._weights]
         formats = [p for c in self.compressed for p in (c.quantizer.bits, c.quantizer.exponent)]
+        formats += self.activations.parameters()
         taken = {id(p) for p in (*weights, *formats)}
         others = [p for p in self.model.parameters() if id(p) not in taken]
         published = self.rate == "bit-depth"
@@ -246,13 +267,16 @@ class SelfCompressor:
         """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
 
         For code length the size is that of the whole file: levels, side information, header, and what stays in float.
-        For bit depth it is nominal, eq. 4 or 5. Returns a scalar that is differentiable in weights and formats.
+        For bit depth it is nominal, eq. 4 or 5. Where activations have formats, their mean bits are added, weighed by
+        `activation_gamma`. Returns a scalar that is differentiable in weights and formats.
         """
         if self.rate == "code-length" and not self._tables:
             self._refresh()
         # a loss may be computed in half precision, the size is not
         with torch.autocast(self.compressed[0].original.device.type, enabled=False):
             penalty = self.gamma / self.weights_total * self._bits()
+            if self.activations:
+                penalty = penalty + self.activation_gamma * self.activations.mean_bits()
         self._priced = True
         if self.gamma == 0:
             self._backpropagated = True  # nothing to go back
@@ -315,7 +339,11 @@ class SelfCompressor:
             self._check_finite()
         with torch.no_grad():
             for tensor in self.compressed:
-                tensor.quantizer.bits.clamp_(0.0, MAX_BITS)
+                whole = self.activation_bits is not None and tensor.quantizer.axis is not None
+                tensor.quantizer.bits.clamp_(0.0, INT8_BITS if whole else MAX_BITS)
+        self.activations.keep_in_range()
+        if len(self.activations) != self._rounded:
+            self._measure_fixed()
         plan, notes = self._look(optimizers, copies) if look else (None, ())
         if self.rate == "code-length" and (plan or refresh):
             self._refresh()
@@ -370,6 +398,7 @@ class SelfCompressor:
         self._steps, self.gamma, self._suspects = state["steps"], state["gamma"], suspects
         if budget:
             self._steering = self._steered(budget)
+        self._rounded = len(self.activations)
         self._priced = self._backpropagated = False
         self._find_inputs()
         # without neighbours, a model does not ask for the levels that it was fitted to
@@ -395,6 +424,7 @@ class SelfCompressor:
             "coupled": self.coupled,
             "target_bytes": self.target_bytes,
             "total_steps": steps,
+            "activation_bits": self.activation_bits,
             "quantizers": quantizers,
         }
 
@@ -408,7 +438,7 @@ class SelfCompressor:
         if missing:
             raise CheckpointError(f"state: lacks {', '.join(f'`{key}`' for key in sorted(missing))}")
         ours, theirs = self._config(), state["config"]
-        for key in ("rate", "coupled", "target_bytes", "total_steps"):
+        for key in ("rate", "coupled", "target_bytes", "total_steps", "activation_bits"):
             if ours[key] != theirs.get(key):
                 raise CheckpointError(
                     f"{key}: `{theirs.get(key)}` in the checkpoint, `{ours[key]}` here\n"
@@ -473,6 +503,11 @@ class SelfCompressor:
                         f"optimizer: lacks the {what} of `{tensor.name}`\n"
                         "hint: make it after the SelfCompressor, from `compressor.param_groups(lr=...)`"
                     )
+        if any(p.requires_grad and id(p) not in held for p in self.activations.parameters()):
+            raise UsageError(
+                "optimizer: lacks the formats of activations\n"
+                "hint: make it after the SelfCompressor, from `compressor.param_groups(lr=...)`"
+            )
         for number, average in enumerate(averages):
             check_copy(average, self.model, f"averages[{number}]")
         self._checked = [weakref.ref(one) for one in used]
@@ -545,6 +580,11 @@ class SelfCompressor:
                         f"`{c.name}`: NaN or infinity in the {what} at step {self._steps}\n"
                         "hint: lower the learning rate, or go back to the last checkpoint"
                     )
+        if not all(bool(torch.isfinite(p)) for p in self.activations.parameters()):
+            raise NonFiniteError(
+                f"activations: NaN or infinity in their formats at step {self._steps}\n"
+                "hint: lower the learning rate, or go back to the last checkpoint"
+            )
 
     def _set_tables(self, models: dict[str, LevelModel], levels: dict[str, Tensor]) -> None:
         """Make price tables of models that were fitted to these levels."""
@@ -557,7 +597,11 @@ class SelfCompressor:
             self._side_bits += side_bits(model) + _exponent_bits(c, model)
 
     def _measure_fixed(self) -> None:
-        """What the file holds beside levels and their side information; it changes only with the shapes."""
+        """What the file holds beside levels and their side information; it changes only with the shapes.
+
+        And when activations begin to be rounded; the bytes of their formats hardly vary.
+        """
+        self._rounded = len(self.activations)
         contents = contents_of(self.model)
         levels = [r for r in contents.records if isinstance(r, LevelTensor)]
         coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels)

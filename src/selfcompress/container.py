@@ -43,12 +43,16 @@ MAX_EXPONENTS = 1 << 16
 MAX_OCTAVES = 100
 """Exponents lie in -100 … 100 octaves: beyond, a step times a level does not fit single precision."""
 
+ACTIVATION_SIDES = ("..in", "..out")
+"""How names of activations end: no part of a module's name is empty."""
+ACTIVATION_RESOLUTION = 16
+"""Exponents of activations are multiples of 1/16 octave: two steps differ by 4.4 %."""
 GRAPH_NAME = "."
 """Name of the record of the graph. No parameter has a name that starts with a dot: such records are the graph's own."""
 
 # Kinds of a record: where its numbers are and how they are stored; one table, all else is derived from it
-_LEVELS, _NORM, _NUMBER, _GRAPH = "levels", "norm", "number", "graph"
-_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH)
+_LEVELS, _NORM, _NUMBER, _GRAPH, _ACTIVATION = "levels", "norm", "number", "graph", "activation"
+_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH, _ACTIVATION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,19 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """How an activation is rounded: to levels of 0, or -top - 1, … top, times 2^(exponent / 16)."""
+
+    name: str
+    """Qualified name of a module, two dots, and `in` (its first argument) or `out` (what it returns)."""
+    exponent: int
+    top: int
+    """1 … 255; at most 127 where there are levels below zero."""
+    signed: bool
+    """Whether there are levels below zero, one more than above."""
+
+
+@dataclass(frozen=True)
 class GraphRecord:
     """What the network computes with the other records; its name is `GRAPH_NAME`, and it comes last."""
 
@@ -119,7 +136,7 @@ class GraphRecord:
     name: str = GRAPH_NAME
 
 
-Record = LevelTensor | RawTensor | NormTensor | Number | GraphRecord
+Record = LevelTensor | RawTensor | NormTensor | Number | Activation | GraphRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +362,10 @@ def write(contents: Contents) -> bytes:
         elif isinstance(record, Number):
             header.uint(_KINDS.index(_NUMBER))
             header.uint(record.value)
+        elif isinstance(record, Activation):
+            header.uint(_KINDS.index(_ACTIVATION))
+            header.uint(2 * record.top + record.signed)
+            header.sint(record.exponent)
         elif isinstance(record, GraphRecord):
             header.uint(_KINDS.index(_GRAPH))
             header.data += encode_graph(record.graph, [r.name for r in contents.records])
@@ -375,6 +396,9 @@ def _check_writable(record: Record) -> None:
         if not 0 <= record.value <= MAX_NUMBER:
             raise FormatError(f"`{record.name}`: expected a number of 0 … {MAX_NUMBER}, found {record.value}")
         return
+    if isinstance(record, Activation):
+        _check_activation(record)
+        return
     if isinstance(record, NormTensor | GraphRecord):
         return
     shape = record.original_shape if isinstance(record, LevelTensor) else record.values.shape
@@ -393,6 +417,27 @@ def _check_writable(record: Record) -> None:
             f"at most {MAX_OCTAVES} in absolute value and {MAX_EXPONENTS / record.resolution:g} apart"
             "\nhint: lower the learning rate of the formats"
         )
+
+
+def _check_activation(record: Activation) -> None:
+    if not record.name.endswith(ACTIVATION_SIDES):
+        raise FormatError(f"`{record.name}`: expected the name of an activation to end in `..in` or `..out`")
+    most = 127 if record.signed else 255
+    if not 1 <= record.top <= most:
+        raise FormatError(f"`{record.name}`: expected a largest level of 1 … {most}, found {record.top}")
+    if abs(record.exponent) > MAX_OCTAVES * ACTIVATION_RESOLUTION:
+        octaves = record.exponent / ACTIVATION_RESOLUTION
+        raise FormatError(
+            f"`{record.name}`: expected a step of 2^-{MAX_OCTAVES} … 2^{MAX_OCTAVES}, found 2^{octaves:g}"
+        )
+
+
+def _read_activation(name: str, header: Reader) -> Activation:
+    code = header.uint(f"`{name}` largest level", 511)
+    reach = MAX_OCTAVES * ACTIVATION_RESOLUTION
+    record = Activation(name, header.sint(f"`{name}` exponent", reach), code // 2, code % 2 == 1)
+    _check_activation(record)
+    return record
 
 
 def _little(values: NDArray[Any]) -> bytes:
@@ -414,6 +459,7 @@ def read(data: bytes) -> Contents:
     pending: list[tuple[str, str, tuple[int, ...]]] = []
     heads: list[_LevelsHeader] = []
     numbers: list[Number] = []
+    activations: list[Activation] = []
     graphs: list[GraphRecord] = []
     order: list[tuple[str, int]] = []
     previous, names = b"", dict[str, None]()
@@ -432,6 +478,9 @@ def read(data: bytes) -> Contents:
         elif kind == _NUMBER:
             order.append((_NUMBER, len(numbers)))
             numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER)))
+        elif kind == _ACTIVATION:
+            order.append((_ACTIVATION, len(activations)))
+            activations.append(_read_activation(name, header))
         elif kind == _GRAPH:
             if name != GRAPH_NAME:
                 raise FormatError(f"`{name}`: expected a graph to have the name `{GRAPH_NAME}`")
@@ -450,7 +499,12 @@ def read(data: bytes) -> Contents:
     except MemoryError:
         raise FormatError("there is not enough memory for the weights that the file says it holds") from None
     stream.finish()
-    found: dict[str, Sequence[Record]] = {_LEVELS: coded, _NUMBER: numbers, _GRAPH: graphs}
+    found: dict[str, Sequence[Record]] = {
+        _LEVELS: coded,
+        _NUMBER: numbers,
+        _GRAPH: graphs,
+        _ACTIVATION: activations,
+    }
     return Contents(tuple(found.get(kind, plain)[i] for kind, i in order), metadata)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .activations import fix
 from .attention import CuttableAttention, is_whole, make_cuttable
 from .errors import NonFiniteError, UsageError
 from .quantizer import ChannelQuantizer, Grid
@@ -274,10 +275,14 @@ def compressed_tensors(model: nn.Module) -> tuple[Compressed, ...]:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Take all quantizers off `model`, in place, and leave the quantised values; returns it."""
+    """Take all quantizers off `model`, in place, and leave the quantised values; returns it.
+
+    Activations go on being rounded, by fixed formats.
+    """
     for tensor in compressed_tensors(model):
         with torch.no_grad():
             parametrize.remove_parametrizations(tensor.module, tensor.tensor_name, leave_parametrized=True)
+    fix(model)
     for module in model.modules():
         if not parametrize.is_parametrized(module):
             _make_plain(module)

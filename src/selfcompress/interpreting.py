@@ -92,7 +92,7 @@ class StoredNetwork(nn.Module):
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.graph = graph
+        self.set_graph(graph)
         self._places: dict[str, tuple[tuple[nn.Module, str], ...]] = {}
         for name, value in tensors.items():
             if isinstance(value, tuple):
@@ -102,7 +102,10 @@ class StoredNetwork(nn.Module):
             else:
                 place = f"constant_{name[1:]}" if name[:1] == "." and name[1:].isdigit() else name
                 self._places[name] = (_place(self, place, value, constant=place != name),)
-        self._last_use = _last_use(graph)
+
+    def set_graph(self, graph: Graph) -> None:
+        """Run another graph from now on, on the same tensors."""
+        self.graph, self._last_use = graph, _last_use(graph)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run the graph. Raises `UsageError` for inputs of another number, shape or type than the graph takes."""

@@ -5,8 +5,8 @@ parameters and buffers as float16 where they fit, batch norms folded into one sc
 statistics are not needed any more, and the layer keeps its place, so nothing else changes).
 
 `load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
-comes back is plain PyTorch: no quantizers, no trace of this package. Nothing is changed before everything has been
-checked.
+comes back is plain PyTorch: no quantizers, no trace of this package but the rounding of activations, where the file
+says how. Nothing is changed before everything has been checked.
 
 With `example_inputs`, `save` also writes the network's graph (`capturing.py`), a hundred bytes or so, and `load` makes
 the network from the file alone (`interpreting.py`).
@@ -25,9 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .activations import ActivationQuantizer, Place, Rounding, Side, formats, place_rounding
 from .capturing import capture, example_tensors
 from .container import (
     GRAPH_NAME,
+    Activation,
     Contents,
     GraphRecord,
     LevelTensor,
@@ -107,7 +109,7 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if isinstance(module, ChannelQuantizer) or _is_quantizing(module):
+        if isinstance(module, ChannelQuantizer | ActivationQuantizer) or _is_quantizing(module):
             continue
         dot = f"{prefix}." if prefix else ""
         if _folds(module):
@@ -199,9 +201,22 @@ def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[T
         records += [Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)) for name in names]
         followed = vars(module).get(FOLLOWED, {}).items()
         records += [Number(f"{prefix}.{name}{_WIDTH}" if prefix else name + _WIDTH, w) for name, (_, w) in followed]
+    _add_activations(records, model)
     if example_inputs is not None:
         records += _graph_records(model, example_tensors(example_inputs))
     return Contents(tuple(records), metadata)
+
+
+def _add_activations(records: list[Record], model: nn.Module) -> None:
+    """Records of the activations that are rounded, each behind one of its module, with which its name is short."""
+    for place, run in formats(model):
+        rounding = run.rounding() if isinstance(run, ActivationQuantizer) else run
+        if rounding is None:
+            continue
+        alike = [i for i, r in enumerate(records) if r.name.startswith(f"{place.module}.")]
+        name = f"{place.module}..{place.side}"
+        record = Activation(name, rounding.exponent, rounding.top, rounding.signed)
+        records.insert(alike[-1] + 1 if alike else len(records), record)
 
 
 def _graph_records(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list[Record]:
@@ -315,8 +330,9 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
         raise UsageError("into: expected a plain network, found one with quantizers\nhint: build a new one")
     contents = read(data).records
     numbers = [record for record in contents if isinstance(record, Number)]
+    activations = [record for record in contents if isinstance(record, Activation)]
     own = [record for record in contents if not record.name.startswith(GRAPH_NAME)]
-    records = {r.name: r for r in own if not isinstance(r, Number | GraphRecord)}
+    records = {r.name: r for r in own if not isinstance(r, Number | Activation | GraphRecord)}
     places = {name: (module, tensor) for name, module, tensor in _places(into)}
     missing, foreign = [n for n in places if n not in records], [n for n in records if n not in places]
     if missing or foreign:
@@ -331,6 +347,10 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
         )
     values = {name: _values(record, *places[name]) for name, record in records.items()}
     following = _followers(numbers, into)
+    modules = {name for name, _ in into.named_modules()}
+    for activation in activations:
+        if _place(activation).module not in modules:
+            raise _mismatch(activation.name, "a format of an activation", "no such module")
     with torch.no_grad():
         for name, record in records.items():
             module, tensor_name = places[name]
@@ -343,6 +363,8 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
         if width is not None:
             follow(module, name, getattr(module, name), width)
         setattr(module, name, value)
+    for a in activations:
+        place_rounding(into, _place(a), Rounding(a.exponent, a.top, a.signed))
     return into.eval()
 
 
@@ -361,6 +383,11 @@ def _followers(numbers: Sequence[Number], model: nn.Module) -> list[tuple[nn.Mod
     for name in widths:
         raise FormatError(f"`{name + _WIDTH}`: expected a number `{name}` in the file, found none")
     return found
+
+
+def _place(record: Activation) -> Place:
+    module, _, side = record.name.rpartition("..")
+    return Place(module, cast(Side, side))
 
 
 def _owner(number: Number, model: nn.Module) -> tuple[nn.Module, str]:
@@ -439,7 +466,8 @@ def inspect(path: str | os.PathLike[str]) -> FileSummary:
         contents = read(data)
     except FormatError as error:
         raise FormatError(f"`{path}`: {error}") from None
-    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, Number | GraphRecord))
+    others = Number | Activation | GraphRecord
+    tensors = tuple(_summary(record) for record in contents.records if not isinstance(record, others))
     graph_bytes = sum(record.size_bytes for record in contents.records if isinstance(record, GraphRecord))
     overhead = len(data) - graph_bytes - sum(t.size_bytes for t in tensors)
     return FileSummary(len(data), contents.metadata, tensors, overhead, graph_bytes)

@@ -131,6 +131,11 @@ class _Snap(torch.autograd.Function):
         return grads[0], None
 
 
+def snap(value: Tensor, steps: int) -> Tensor:
+    """`value` rounded to multiples of 1/`steps`, ties to even; the gradient passes straight through."""
+    return cast(Tensor, _Snap.apply(value, steps))  # type: ignore[no-untyped-call]
+
+
 class ChannelQuantizer(nn.Module):
     """The parametrization that makes one tensor compressible: attach it with `torch.nn.utils.parametrize`.
 
@@ -177,7 +182,7 @@ class ChannelQuantizer(nn.Module):
         """(C,) the exponent that the network computes with: the one that goes into the file."""
         if self.resolution is None:
             return self.exponent
-        return cast(Tensor, _Snap.apply(self.exponent, self.resolution))  # type: ignore[no-untyped-call]
+        return snap(self.exponent, self.resolution)
 
     def rows(self, weight: Tensor) -> Tensor:
         """(C, n) the unquantised weights, one output channel per row."""

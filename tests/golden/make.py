@@ -6,6 +6,7 @@ import numpy as np
 
 from selfcompress.coder import LevelModel
 from selfcompress.container import (
+    Activation,
     Contents,
     GraphRecord,
     LevelTensor,
@@ -188,7 +189,22 @@ def graph() -> Contents:
     )
 
 
-GOLDEN = {"tiny": tiny, "full": full, "heads": heads, "lines": lines, "graph": graph}
+def rounded() -> Contents:
+    """The layer of `tiny` between two activations that are rounded, and formats at the ends of their ranges."""
+    weight, bias = tiny().records
+    return Contents(
+        (
+            weight,
+            bias,
+            Activation("fc..in", -97, 127, True),
+            Activation("fc..out", 5, 255, False),
+            Activation("..in", -1600, 1, False),
+            Activation("block.µ..out", 1600, 1, True),
+        )
+    )
+
+
+GOLDEN = {"tiny": tiny, "full": full, "heads": heads, "lines": lines, "graph": graph, "rounded": rounded}
 
 
 def stored(name: str) -> bytes:

@@ -302,6 +302,9 @@ def read(data):
             heads.append((name.decode(), kind, levels_header(c)))
         elif kind == 12:
             heads.append((name.decode(), kind, c.uint()))
+        elif kind == 14:
+            top, signed = divmod(c.uint(), 2)
+            heads.append((name.decode(), kind, (top, bool(signed), c.sint())))
         elif kind == 13:
             heads.append((name.decode(), kind, graph(c, [head[0] for head in heads])))
         else:
@@ -310,7 +313,7 @@ def read(data):
     for name, kind, shape in heads:
         if kind in (1, 2):
             plain[name] = (shape, c.numbers("ef"[kind - 1], shape[0]), c.numbers("ef"[kind - 1], shape[0]))
-        elif kind in (12, 13):
+        elif kind in (12, 13, 14):
             plain[name] = shape
         elif kind:
             plain[name] = (shape, c.numbers(RAW[kind], math.prod(shape)))

@@ -75,6 +75,10 @@ def plain(kind: int, *shape: int, called: str | bytes = "x", shared: int = 0) ->
     return name(called, shared) + uints(kind, len(shape), *shape)
 
 
+def activation(code: int, exponent: int = 0, *, called: str = "x..in") -> bytes:
+    return name(called) + uints(14, code) + sint(exponent)
+
+
 def graph(
     body: bytes,
     *,
@@ -142,7 +146,15 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
     "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
     # raw numbers
-    "unknown-kind": (file(plain(14, 0)), r"`x` kind: expected at most 13, found 14"),
+    "unknown-kind": (file(plain(15, 0)), r"`x` kind: expected at most 14, found 15"),
+    "activation-without-levels": (file(activation(0)), r"`x..in`: expected a largest level of 1 … 255, found 0"),
+    "activation-beyond-8-bits": (file(activation(512)), r"`x..in` largest level: expected at most 511, found 512"),
+    "activation-with-a-sign-beyond-8-bits": (
+        file(activation(2 * 128 + 1)),
+        r"`x..in`: expected a largest level of 1 … 127, found 128",
+    ),
+    "activation-exponent-1601": (file(activation(9, 1601)), r"`x..in` exponent: expected at most 3200, found 3202"),
+    "activation-of-no-side": (file(activation(9, called="x.in")), r"`x.in`: expected the name .* to end in `..in`"),
     "too-many-axes": (file(plain(3, *[1] * 9), raw=b"\0\0"), r"`x` axes: expected at most 8, found 9"),
     "raw-size-beyond-measure": (file(plain(3, 2**31 + 1)), r"`x` shape: expected at most 2147483648"),
     "raw-of-an-exabyte": (file(plain(6, 2**20, 2**20, 2**20)), r"`x`: 9223372036854775808 bytes expected, 0 left"),

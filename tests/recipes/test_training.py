@@ -95,6 +95,31 @@ def test_a_run_stopped_in_its_first_epoch_can_be_resumed(tmp_path: Path) -> None
     assert (tmp_path / "run/net.scn").read_bytes() == (tmp_path / "other/net.scn").read_bytes()
 
 
+def test_a_run_with_rounded_activations_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    recipe = replace(FIRST, epochs=2, activation_bits=6.0)
+    whole = training.train(recipe, tmp_path / "whole")
+    with pytest.raises(training.Interrupted):
+        training.train(recipe, tmp_path / "parts", on_step=stop_at(2, 3, interrupt))
+    training.train(recipe, tmp_path / "parts", resume=True)
+    assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
+    files = [(tmp_path / name / training.FILE).read_bytes() for name in ("parts", "whole")]
+    assert files[0] == files[1]
+    assert b"..in" not in files[0]  # the module is in the name before
+    assert b".in" in files[0]
+    # without norms nothing of the network changes on its way through the file
+    assert whole.score == whole.trained_score
+    with pytest.raises(CheckpointError, match=r"started with `activation_bits` = `6\.0`, not `8\.0`"):
+        training.train(replace(recipe, activation_bits=8.0), tmp_path / "parts", resume=True)
+
+
+def test_a_run_of_a_version_without_an_option_has_its_default(tmp_path: Path) -> None:
+    training.train(FIRST, tmp_path)
+    checkpoint = training.read_checkpoint(tmp_path / training.CHECKPOINT)
+    del checkpoint["recipe"]["activation_bits"], checkpoint["recipe"]["activation_gamma"]
+    training.write_checkpoint(tmp_path / training.CHECKPOINT, checkpoint)
+    training.train(FIRST, tmp_path, resume=True)
+
+
 def test_resuming_a_finished_run_writes_the_same_file_again(tmp_path: Path) -> None:
     training.train(FIRST, tmp_path)
     before = (tmp_path / training.FILE).read_bytes()
@@ -468,6 +493,8 @@ def test_gamma_rises_linearly_and_stays() -> None:
         {"label_smoothing": 1.0},
         {"teacher_share": 1.1},
         {"teacher_temperature": 0.0},
+        {"activation_bits": 8.5},
+        {"activation_gamma": -0.1},
     ],
 )
 def test_a_recipe_refuses_what_cannot_work(change: dict[str, Any]) -> None:

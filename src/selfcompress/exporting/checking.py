@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import ExportError, UsageError
 from .running import run_file, runner_of
 from .source import Source
+from .unrounding import unrounded
 
 TOLERANCE = 1e-5
 """How far float outputs may be apart, relative to the largest: sums are made in another order elsewhere."""
@@ -44,13 +45,15 @@ def check_export(
         path: the file.
         source: what it was made from.
         batches: (inputs, class numbers) for networks of one input.
-        exact: whether it has to be the same function, up to the order of sums: all but int8.
+        exact: whether it has to be the same function, up to the order of sums: all but int8. Where the source rounds
+            activations, it is compared without that.
 
     Raises:
         ExportError: `exact`, and an output differs by more than 1e-5 of the largest, or another class is predicted.
         UsageError: there is no batch.
     """
-    run, before = run_file(path, source.model), runner_of(source.model)
+    model = unrounded(source.model) if exact else source.model
+    run, before = run_file(path, model), runner_of(model)
     total = agreeing = correct = correct_before = 0
     worst = largest = 0.0
     torn = 0

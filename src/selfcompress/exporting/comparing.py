@@ -15,6 +15,7 @@ from .memory import Peak, measure_memory
 from .onnx_float import to_onnx
 from .running import Runner, run_onnx, runner_of
 from .source import Source
+from .unrounding import unrounded
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def compare_latency(
     """Time networks of the same inputs, all in one interleaved run, and measure their peak memory.
 
     Args:
-        networks: by name; plain networks, or the bytes of ONNX files.
+        networks: by name; plain networks, which are timed in float, or the bytes of ONNX files.
         example_inputs: inputs that all of them take; noise of their shapes is used.
         with_torch: whether networks are run by torch.
         with_onnx: whether networks are exported and run by ONNX Runtime.
@@ -60,7 +61,8 @@ def compare_latency(
     setups: dict[str, Setup] = {}
     sizes: dict[str, int] = {}
     files: dict[str, bytes] = {}
-    for name, network in networks.items():
+    for name, item in networks.items():
+        network = unrounded(item) if isinstance(item, nn.Module) else item
         if isinstance(network, nn.Module):
             if with_torch:
                 setups[f"{name}, torch"] = _torch_setup(network)

@@ -15,11 +15,13 @@ from ..container import write_file
 from ..errors import UsageError
 from .onnx_float import need, to_onnx
 from .onnx_int8 import to_int8
+from .onnx_learned import to_learned_int8
 from .onnx_narrow import narrow
 from .onnx_nbits import to_nbits
 from .padding import pad_channels
 from .rewriting import sample_arrays, time_both
 from .source import Levels, Source, open_source
+from .unrounding import unrounded
 
 Kind = Literal["onnx", "onnx-int8", "onnx-nbits", "torch", "safetensors"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -59,7 +61,8 @@ def export(
         example_inputs: positional arguments of the network, tensors whose axis 0 is the batch. A file with a graph
             needs none.
         into: for a file without a graph: the network as its code builds it; changed.
-        calibration: for `onnx-int8`: batches of inputs, from which the ranges of activations are taken.
+        calibration: for `onnx-int8`: batches of inputs, from which the ranges of activations are taken. Not needed
+            where the file says how activations are rounded; the other formats leave them in float then.
         multiple: pad channels with zeros to multiples of this, >= 1; the function does not change.
 
     Returns:
@@ -77,13 +80,16 @@ def export(
     notes: tuple[str, ...] = ()
     if multiple > 1:
         source, notes = pad_channels(source, multiple)
+    network = source.model if to == "onnx-int8" else unrounded(source.model)
+    if network is not source.model:
+        notes += ("activations are rounded in the .scn file, and not in this format",)
     if to == "safetensors":
         safetensors = need("safetensors.torch")
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in source.model.state_dict().items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
         data = safetensors.save(tensors, {"format": "pt"})
     elif to == "torch":
         buffer = io.BytesIO()
-        torch.export.save(export_program(source.model, source.example_inputs), buffer)
+        torch.export.save(export_program(network, source.example_inputs), buffer)
         data = buffer.getvalue()
     else:
         data, more = onnx_files(source, (to,), calibration)[to]
@@ -96,12 +102,18 @@ def onnx_files(
     source: Source, kinds: Iterable[Kind], calibration: Iterable[tuple[Tensor, ...]] = ()
 ) -> dict[Kind, tuple[bytes, tuple[str, ...]]]:
     """The bytes of ONNX files of one network, and notes on each: by kind. Arguments and errors as of `export`."""
-    plain = to_onnx(source.model, source.example_inputs)
+    network = unrounded(source.model)
+    learned = network is not source.model  # the file says how activations are rounded
+    plain = to_onnx(network, source.example_inputs)
     proto, levels, notes = narrow(plain, source.levels, source.example_inputs)
     found: dict[Kind, tuple[bytes, tuple[str, ...]]] = {}
     for kind in kinds:
         result: Any = proto
         more: tuple[str, ...] = ()
+        if kind == "onnx-int8" and learned:
+            result, more = to_learned_int8(to_onnx(source.model, source.example_inputs), source.levels)
+            found[kind] = result.SerializeToString(), more
+            continue
         if kind == "onnx-int8":
             result, more = _int8(source, plain, proto, levels, list(calibration))
         elif kind == "onnx-nbits":

@@ -40,7 +40,7 @@ def to_int8(
     """
     onnx = need("onnx")
     quantization = need("onnxruntime.quantization")
-    layers, notes = _split(*find_layers(proto, levels))
+    layers, notes = int8_layers(proto, levels)
     if not layers:
         raise UsageError(
             "export: expected a network with layers of at most 8 bits, found none\n"
@@ -95,8 +95,9 @@ def _reader(quantization: Any, names: list[str], batches: Iterable[tuple[Tensor,
     return Reader()
 
 
-def _split(layers: list[Layer], others: list[str]) -> tuple[list[Layer], list[str]]:
+def int8_layers(proto: Any, levels: Mapping[str, Levels]) -> tuple[list[Layer], list[str]]:
     """The layers whose levels int8 holds, and a line about each of the others."""
+    layers, others = find_layers(proto, levels)
     notes = [f"`{name}` stays in float: its weights are no levels of the file" for name in others]
     fitting = []
     for layer in layers:

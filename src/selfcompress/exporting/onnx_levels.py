@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from .onnx_float import need
 from .source import Levels
 
-_WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+"""Operators with integer kernels -> which of their inputs is the weight."""
 _TOLERANCE = 1e-5
 """How far a folded weight may be from its levels, relative to the largest: rounding in single precision."""
 
@@ -47,9 +48,9 @@ def find_layers(proto: Any, levels: Mapping[str, Levels]) -> tuple[list[Layer], 
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     layers, others = [], []
     for node in proto.graph.node:
-        if node.op_type not in _WEIGHT_OF or node.input[_WEIGHT_OF[node.op_type]] not in constants:
+        if node.op_type not in WEIGHT_OF or node.input[WEIGHT_OF[node.op_type]] not in constants:
             continue
-        name = node.input[_WEIGHT_OF[node.op_type]]
+        name = node.input[WEIGHT_OF[node.op_type]]
         weight = numpy_of(constants[name])
         attributes = {a.name: a.i for a in node.attribute}
         turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB", 0))

@@ -8,7 +8,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from ..compressor import RATES, Rate
+from ..activations import MAX_ACTIVATION_BITS
+from ..compressor import ACTIVATION_GAMMA, RATES, Rate
 from ..distilling import SHARE, TEMPERATURE
 from ..errors import CheckpointError, FormatError, UsageError
 from ..quantizer import GRIDS, Grid
@@ -49,6 +50,10 @@ class Recipe:
     """How the loss counts bits: `code-length`, or `bit-depth` as published."""
     grid: Grid | None = None
     """The levels a weight can take: `symmetric` or `eq1`; None for the one that belongs to the rate."""
+    activation_bits: float | None = None
+    """Bits, 2 … 8, from which number formats of activations start to be learned; None leaves activations in float."""
+    activation_gamma: float = ACTIVATION_GAMMA
+    """Weight of these bits in the loss: nats per bit that a number has in the mean, >= 0."""
     epochs: int = 20
     """Passes over the training set, >= 1."""
     batch_size: int = 128
@@ -88,6 +93,11 @@ class Recipe:
             "gamma": (0 <= self.gamma < float("inf"), "a number >= 0"),
             "rate": (self.rate in RATES, f"one of {', '.join(RATES)}"),
             "grid": (self.grid is None or self.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
+            "activation_bits": (
+                self.activation_bits is None or 2 <= self.activation_bits <= MAX_ACTIVATION_BITS,
+                f"a number of 2 … {MAX_ACTIVATION_BITS:g}",
+            ),
+            "activation_gamma": (0 <= self.activation_gamma < float("inf"), "a number >= 0"),
             "epochs": (self.epochs >= 1, "a whole number >= 1"),
             "batch_size": (self.batch_size >= 1, "a whole number >= 1"),
             "optimizer": (self.optimizer in get_args(Optimizer), f"one of {', '.join(get_args(Optimizer))}"),

@@ -130,7 +130,8 @@ def train_float(
 ) -> Result:
     """Train the same network without compression, in the same loop; the file is `net.f32`, its raw 32-bit numbers.
 
-    Arguments and errors are those of `train`; `gamma`, `rate` and `grid` of the recipe have no effect.
+    Arguments and errors are those of `train`; `gamma`, `rate`, `grid` and what the recipe says of activations have no
+    effect.
     """
     return _run(recipe, Path(out_dir), compress=False, resume=resume, on_epoch=on_epoch, on_step=on_step)
 
@@ -298,11 +299,12 @@ def _check_same_run(folder: Path, checkpoint: dict[str, Any], recipe: Recipe, co
             f"`{folder}`: expected a {kinds[compress]} run, found a {kinds[not compress]} one\n"
             "hint: name another folder with `--out`"
         )
-    started, wanted = checkpoint["recipe"], recipe.to_dict()
+    # a run of an older version lacks fields: it was made with what is their default
+    started, wanted = Recipe.from_dict(checkpoint["recipe"]).to_dict(), recipe.to_dict()
     for name, value in wanted.items():
-        if name not in ("device", "data_dir") and started.get(name) != value:
+        if name not in ("device", "data_dir") and started[name] != value:
             raise CheckpointError(
-                f"`{folder}`: the run was started with `{name}` = `{started.get(name)}`, not `{value}`\n"
+                f"`{folder}`: the run was started with `{name}` = `{started[name]}`, not `{value}`\n"
                 "hint: resume with the options it was started with (`--resume` and `--out` are enough), "
                 "or start another run in another folder"
             )
@@ -326,6 +328,8 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
             example_inputs=dataset.example_inputs(2, device),
             rate=recipe.rate,
             grid=recipe.grid,
+            activation_bits=recipe.activation_bits,
+            activation_gamma=recipe.activation_gamma,
             **_dial(recipe, dataset, float_bytes),
         )
         if checkpoint is not None:
