@@ -26,6 +26,7 @@ from .errors import UsageError
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 """Bytes in each unit, by its name in lower case."""
+BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
 APPROACH = (0.5, 1.2)
 """Share of the run after which the path has come down to so many times the target …"""
 LANDING = (0.95, 1.0)
@@ -43,6 +44,14 @@ LOWEST = 1e-3
 _TARGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", re.DOTALL)
 
 
+def amount_of(target: object) -> tuple[float, str]:
+    """Number and unit of a target, the unit in lower case and without spaces; the unit `?` for what is neither."""
+    if isinstance(target, int) and not isinstance(target, bool):
+        return float(target), "b"
+    match = _TARGET.fullmatch(target) if isinstance(target, str) else None
+    return (float(match[1]), match[2].lower().replace(" ", "")) if match else (0.0, "?")
+
+
 def parse_target(target: int | str, *, float_bytes: int) -> int:
     """The size that a user asks for, in bytes.
 
@@ -54,16 +63,12 @@ def parse_target(target: int | str, *, float_bytes: int) -> int:
     Raises:
         UsageError: not one of these, or less than one byte.
     """
-    if isinstance(target, int) and not isinstance(target, bool):
-        number, unit = float(target), "b"
-    else:
-        match = _TARGET.fullmatch(target) if isinstance(target, str) else None
-        number, unit = (float(match[1]), match[2].lower().replace(" ", "")) if match else (0.0, "?")
+    number, unit = amount_of(target)
     if unit in UNITS:
         size = number * UNITS[unit]
     elif unit == "%":
         size = number / 100 * float_bytes
-    elif unit in ("bits/weight", "bit/weight", "bpw"):
+    elif unit in BITS_PER_WEIGHT:
         size = number * float_bytes / 32
     else:
         raise UsageError(

@@ -16,7 +16,7 @@ resumed run does the same at the same step; the models in use are part of the st
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -34,9 +34,11 @@ from .container import LevelTensor, size_bits, write
 from .contexts import Context
 from .converting import Compressed, Format, convert, plain_name
 from .copies import meta_copy
+from .costs import Cost, Targets, parse_targets
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .fitting import context_bits, fit_levels, side_bits
 from .packing import contents_of, pack
+from .pricing import Prices, plan_prices
 from .quantizer import GRIDS, MAX_BITS, Grid
 from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 from .shrinking import Kept, Plan, Positions, apply_plan, check_copy, find_dead, resize, silence_step
@@ -100,9 +102,12 @@ class SelfCompressor:
             files. None for 0.5, or, with a target, whatever leads there.
         target: the size that the file is to have after `total_steps`, in place of `gamma`: bytes (`200_000`,
             `"200 kB"`), a share of the float network (`"2 %"`), or `"0.5 bits/weight"`. The file then has 0.97 … 1
-            times these bytes, without metadata, and never more.
+            times these bytes, without metadata, and never more. Also, or instead, amounts of costs that the network is
+            not to exceed: `"200 kB and 5 MMAC"`, or `["200 kB", "5 MMAC"]`; see `costs.py` for their units.
         total_steps: training steps of the whole run; needed with a target. The learning rate should fall in the
             second half of the run.
+        costs: what the loss charges for beside bytes, and the price of each: what taking away all of it would be worth,
+            in units of the loss. None for a cost that a target sets; those of `costs.KNOWN` need not be named then.
         rate: `"code-length"`, the bits that the file takes, or `"bit-depth"`, as published.
         grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
         coupled: for bit depth, eq. 5 in place of eq. 4.
@@ -131,8 +136,9 @@ class SelfCompressor:
         example_inputs: tuple[Any, ...],
         *,
         gamma: float | None = None,
-        target: int | str | None = None,
+        target: int | str | Sequence[int | str] | None = None,
         total_steps: int | None = None,
+        costs: Mapping[Cost, float | None] | None = None,
         rate: Rate = "code-length",
         grid: Grid | None = None,
         coupled: bool = False,
@@ -152,23 +158,26 @@ class SelfCompressor:
             raise UsageError(f"refresh_every: expected 1 step or more, found {refresh_every}")
         if check_every < 0:
             raise UsageError(f"check_every: expected 0 steps or more, found {check_every}\nhint: 0 never cuts")
-        if gamma is not None and target is not None:
+        asked = Targets(None, {}) if target is None else parse_targets(target, costs or {})
+        if gamma is not None and asked.size is not None:
             raise UsageError("gamma: found beside `target`, which sets it\nhint: leave one of them out")
+        if asked.amounts and not check_every:
+            raise UsageError("check_every: 0 never cuts, and a target of a cost is met by cuts\nhint: leave it out")
         if (target is None) != (total_steps is None):
             raise UsageError(
                 "total_steps: belongs to `target`, and a target needs it\n"
                 'hint: `target="200 kB", total_steps=epochs * len(loader)`'
             )
         self.model, self.rate, self.coupled = model, rate, coupled
-        self.gamma = 0.0 if target is not None else 0.5 if gamma is None else gamma
+        self.gamma = 0.0 if asked.size is not None else 0.5 if gamma is None else gamma
         self.refresh_every, self.check_every = refresh_every, check_every
         target_bytes = None
-        if target is not None:
+        if asked.size is not None:
             numbers = sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
-            target_bytes = parse_target(target, float_bytes=4 * numbers)
+            target_bytes = parse_target(asked.size, float_bytes=4 * numbers)
             if initial_bits is None:
                 initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(numbers, 1) + BITS_ABOVE), MAX_BITS)
-        self.target_bytes = target_bytes
+        self.target_bytes, self._total_steps = target_bytes, total_steps
         published = rate == "bit-depth"
         form = Format(
             grid=grid or ("eq1" if published else "symmetric"),
@@ -179,14 +188,34 @@ class SelfCompressor:
         self.axes: Axes = tried(model, example_inputs, find_axes(model, example_inputs))
         attach = partial(convert, form=form, include=include, skip=skip, outputs=self.axes.outputs)
         budget = None
+        if total_steps is not None and total_steps < 1:
+            raise UsageError(f"total_steps: expected 1 step or more, found {total_steps}")
         if target_bytes is not None and total_steps is not None:
             budget = self._plan(target_bytes, total_steps, attach)
+        pricing = plan_prices(
+            model,
+            self.axes,
+            example_inputs,
+            costs=costs or {},
+            targets=asked,
+            total_steps=total_steps or 0,
+            attach=attach,
+        )
         self.compressed, self.left = attach(model)
         self._kept = Kept.full(self.axes)
         self.history: list[StepReport] = []
         self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
         self.weights_total = sum(c.original.numel() for c in self._weights)
         self._steering = self._steered(budget) if budget else None
+        self._prices = pricing and Prices(
+            pricing,
+            model,
+            self.axes,
+            self.compressed,
+            by_bits=published,
+            pulled=self._pulled(),
+            refresh_every=refresh_every,
+        )
         self.channels_total = sum(c.quantizer.bits.numel() for c in self._weights)
         self._steps = 0
         self._suspects: Plan | None = None
@@ -245,6 +274,8 @@ class SelfCompressor:
     def penalty(self) -> Tensor:
         """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
 
+        With the price of what is charged for beside bytes: see `costs.py`.
+
         For code length the size is that of the whole file: levels, side information, header, and what stays in float.
         For bit depth it is nominal, eq. 4 or 5. Returns a scalar that is differentiable in weights and formats.
         """
@@ -253,8 +284,10 @@ class SelfCompressor:
         # a loss may be computed in half precision, the size is not
         with torch.autocast(self.compressed[0].original.device.type, enabled=False):
             penalty = self.gamma / self.weights_total * self._bits()
+            if self._prices:
+                penalty = penalty + self._prices.penalty()
         self._priced = True
-        if self.gamma == 0:
+        if self.gamma == 0 and not self._prices:
             self._backpropagated = True  # nothing to go back
         if penalty.requires_grad:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
@@ -280,6 +313,15 @@ class SelfCompressor:
             channels_alive=sum(c.quantizer.bits.numel() for c in self._weights),
             channels_total=self.channels_total,
         )
+
+    def read_costs(self) -> dict[Cost, float]:
+        """What the network costs as it stands, exactly, of all that has a price or a target; see `Cost.units`."""
+        return self._prices.read() if self._prices else {}
+
+    @property
+    def prices(self) -> dict[Cost, float]:
+        """The price of each cost now; a target sets it anew every few steps."""
+        return dict(self._prices.prices) if self._prices else {}
 
     def step(self, optimizer: Optimizer | Sequence[Optimizer], *, averages: Sequence[nn.Module] = ()) -> StepReport:
         """To be called after every `optimizer.step()`: keeps formats in range and cuts channels that have died.
@@ -316,11 +358,15 @@ class SelfCompressor:
         with torch.no_grad():
             for tensor in self.compressed:
                 tensor.quantizer.bits.clamp_(0.0, MAX_BITS)
-        plan, notes = self._look(optimizers, copies) if look else (None, ())
+        thinned = self._prices.thin(self._steps) if self._prices else ()
+        last = bool(self._prices and self._prices.is_last(self._steps))
+        plan, notes = self._look(optimizers, copies, at_once=last) if look or last else (None, ())
         if self.rate == "code-length" and (plan or refresh):
             self._refresh()
         if self._steering and self._steering.due(self._steps):
             notes = (*notes, *self._steer(self._steering))
+        if self._prices:
+            notes = (*thinned, *notes, *self._prices.steer(self._steps))
         report = StepReport(self._steps, plan, notes)
         if report:
             self.history.append(report)
@@ -343,6 +389,7 @@ class SelfCompressor:
             "side_bits": self._side_bits,
             "fixed_bits": self._fixed_bits,
             "budget": self._steering.budget.to_dict() if self._steering else None,
+            "costs": self._prices.state_dict() if self._prices else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -360,6 +407,7 @@ class SelfCompressor:
             suspects = Plan.from_dict(state["suspects"]) if state["suspects"] else None
             tables = {name: _table_from_dict(values) for name, values in state["tables"].items()}
             budget = Budget(**state["budget"]) if state["budget"] else None
+            budgets = {name: Budget(**values) for name, values in state["costs"].items()}
         except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"state: damaged: {type(error).__name__}: {error}") from error
         self._check_shapes(state["model"], kept)
@@ -370,6 +418,8 @@ class SelfCompressor:
         self._steps, self.gamma, self._suspects = state["steps"], state["gamma"], suspects
         if budget:
             self._steering = self._steered(budget)
+        if self._prices:
+            self._prices.load_budgets(budgets)
         self._priced = self._backpropagated = False
         self._find_inputs()
         # without neighbours, a model does not ask for the levels that it was fitted to
@@ -389,12 +439,12 @@ class SelfCompressor:
             c.name: [*c.quantizer.original_shape, c.quantizer.grid, c.quantizer.resolution or 0]
             for c in self.compressed
         }
-        steps = self._steering.budget.total_steps if self._steering else None
         return {
             "rate": self.rate,
             "coupled": self.coupled,
             "target_bytes": self.target_bytes,
-            "total_steps": steps,
+            "total_steps": self._total_steps,
+            "costs": self._prices.config() if self._prices else {},
             "quantizers": quantizers,
         }
 
@@ -408,7 +458,7 @@ class SelfCompressor:
         if missing:
             raise CheckpointError(f"state: lacks {', '.join(f'`{key}`' for key in sorted(missing))}")
         ours, theirs = self._config(), state["config"]
-        for key in ("rate", "coupled", "target_bytes", "total_steps"):
+        for key in ("rate", "coupled", "target_bytes", "total_steps", "costs"):
             if ours[key] != theirs.get(key):
                 raise CheckpointError(
                     f"{key}: `{theirs.get(key)}` in the checkpoint, `{ours[key]}` here\n"
@@ -481,6 +531,8 @@ class SelfCompressor:
         self._backpropagated = True
         if self._steering and not self._steering.budget.started:
             self._steering.note_scale(float(grad))
+        if self._prices:
+            self._prices.note_scale(float(grad))
 
     def _bits(self) -> Tensor:
         """The size that the loss charges for, in bits."""
@@ -494,8 +546,6 @@ class SelfCompressor:
 
     def _plan(self, size: int, total_steps: int, attach: Callable[[nn.Module], object]) -> Budget:
         """The way to a size, if there is one. The network is as it was found."""
-        if total_steps < 1:
-            raise UsageError(f"total_steps: expected 1 step or more, found {total_steps}")
         least = smallest_bytes(self.model, self.axes, attach)
         if size < least:
             raise UsageError(
@@ -505,9 +555,12 @@ class SelfCompressor:
             )
         return Budget(size, total_steps)
 
+    def _pulled(self) -> list[nn.Parameter]:
+        """The parameters whose gradients say how loss and price compare."""
+        return [c.quantizer.bits if self.rate == "bit-depth" else c.original for c in self._weights]
+
     def _steered(self, budget: Budget) -> Steering:
-        priced = [c.quantizer.bits if self.rate == "bit-depth" else c.original for c in self._weights]
-        return Steering(budget, self.compressed, priced, self.refresh_every)
+        return Steering(budget, self.compressed, self._pulled(), self.refresh_every)
 
     def _steer(self, steering: Steering) -> tuple[str, ...]:
         """Set γ for the steps to come, and trim at the end."""
@@ -564,12 +617,12 @@ class SelfCompressor:
         self._fixed_bits = 8 * len(write(contents)) - coded
 
     def _look(
-        self, optimizers: Sequence[Optimizer], averages: Sequence[nn.Module]
+        self, optimizers: Sequence[Optimizer], averages: Sequence[nn.Module], *, at_once: bool
     ) -> tuple[Plan | None, tuple[str, ...]]:
-        """Drive to zero what dead channels still emit; cut those that were dead at the last look, too."""
+        """Drive to zero what dead channels still emit; cut those that were dead at the last look, too, or `at_once`."""
         silence_step(self.model, self.axes, self._kept, SILENCE_PER_STEP * self.check_every)
         dead = find_dead(self.model, self.axes, self._kept)
-        plan = dead & self._suspects if self._suspects else None
+        plan = dead if at_once else dead & self._suspects if self._suspects else None
         self._suspects = dead
         if not plan:
             return None, ()
@@ -603,6 +656,8 @@ class SelfCompressor:
 
     def _find_inputs(self) -> None:
         """Which channels feed which inputs of the compressed weights; it changes with every cut."""
+        if self._prices:
+            self._prices.resized(self._kept)
         weights = {c.name: c for c in self._weights}
         positions = Positions(self.model, self.axes, self._kept)
         self._inputs: dict[str, _Inputs] = {}
