@@ -20,6 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("pricing",),
     ("compressor", "explaining"),
     ("scoring", "reporting", "exporting"),
+    ("measuring",),
     ("recipes", "integrations"),
     ("cli",),
     ("__main__",),

@@ -37,7 +37,6 @@ PROPORTIONAL, INTEGRAL = 3.0, 60.0
 BELOW = 3.0
 """K_i is so many times as large below the path, as it takes longer to grow than to shrink."""
 STEEPEST = 0.5
-"""By so much ln γ rises at most from one update to the next; it falls as fast as it likes."""
 LOWEST = 1e-3
 """γ never falls below this share of the first one."""
 
@@ -87,10 +86,14 @@ class Budget:
     Args:
         target_bytes: size to end at, >= 1.
         total_steps: training steps of the run, >= 1.
+        steepest: by so much ln γ rises at most from one update to the next; it falls as fast as it likes.
+        highest: γ never rises above so many times the first one.
     """
 
     target_bytes: int
     total_steps: int
+    steepest: float = STEEPEST
+    highest: float = math.inf
     first_bytes: float = 0.0
     """Size at the first update; 0 before it."""
     first_gamma: float = 0.0
@@ -132,7 +135,8 @@ class Budget:
         passed = (step - self.last_step) / self.total_steps
         integral = INTEGRAL if error > 0 else BELOW * INTEGRAL
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
-        self.gamma = max(self.gamma * math.exp(min(change, STEEPEST)), LOWEST * self.first_gamma)
+        gamma = min(self.gamma * math.exp(min(change, self.steepest)), self.highest * self.first_gamma)
+        self.gamma = max(gamma, LOWEST * self.first_gamma)
         self.error, self.last_step = error, step
         return self.gamma
 

@@ -158,7 +158,7 @@ class SelfCompressor:
             raise UsageError(f"refresh_every: expected 1 step or more, found {refresh_every}")
         if check_every < 0:
             raise UsageError(f"check_every: expected 0 steps or more, found {check_every}\nhint: 0 never cuts")
-        asked = Targets(None, {}) if target is None else parse_targets(target, costs or {})
+        asked = Targets(None, (), {}) if target is None else parse_targets(target, costs or {})
         if gamma is not None and asked.size is not None:
             raise UsageError("gamma: found beside `target`, which sets it\nhint: leave one of them out")
         if asked.amounts and not check_every:
@@ -317,6 +317,11 @@ class SelfCompressor:
     def read_costs(self) -> dict[Cost, float]:
         """What the network costs as it stands, exactly, of all that has a price or a target; see `Cost.units`."""
         return self._prices.read() if self._prices else {}
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """After the last step, a line for each target of a cost that was not met."""
+        return self._prices.unmet if self._prices else ()
 
     @property
     def prices(self) -> dict[Cost, float]:

@@ -58,11 +58,12 @@ class Cost(ABC):
     def check(self, widths: Widths) -> None:  # noqa: B027 - most costs know every network
         """Raise `UsageError` if this cost cannot be told of a network; `widths` are those it starts with."""
 
-    def show(self, amount: float) -> str:
+    @classmethod
+    def show(cls, amount: float) -> str:
         """An amount with the unit that suits it, such as `5 MMAC`."""
-        smallest = min(self.units.values())
-        size = max((size for size in self.units.values() if size <= amount), default=smallest)
-        return f"{amount / size:.4g} {next(unit for unit, other in self.units.items() if other == size)}"
+        smallest = min(cls.units.values())
+        size = max((size for size in cls.units.values() if size <= amount), default=smallest)
+        return f"{amount / size:.4g} {next(unit for unit, other in cls.units.items() if other == size)}"
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,23 @@ class Latency(Cost):
 
     def amount(self, widths: Widths) -> Tensor:
         """Seconds of a run of as many samples as the table was measured with."""
-        total = widths.lengths.new_tensor(self.table.overhead_s)
+        total = widths.lengths.new_zeros(())
         for use in widths.workload.uses:
             total = total + self.table.layers[use.operator].at(*_channels(widths, use))
-        return total
+        return self.table.constant_s + self.table.factor * total
 
 
 def _channels(widths: Widths, use: Use) -> tuple[Tensor, Tensor]:
     """Input and output channels of an operator."""
     lengths = widths.lengths[widths.workload.weights.index(use.weight)]
     return lengths[1 - use.output], lengths[use.output]
+
+
+def show_amounts(amounts: Mapping[str, float]) -> str:
+    """Amounts by the names of the costs that are known here, for people."""
+    kinds: list[type[Cost]] = [*map(type, KNOWN), Latency]
+    show = {kind.name: kind.show for kind in kinds}
+    return ", ".join(f"{name} {show[name](amount)}" for name, amount in amounts.items())
 
 
 def _over_uses(widths: Widths, of_weight: Tensor) -> Tensor:
@@ -179,8 +187,10 @@ class Targets:
 
     size: int | str | None
     """The size as it was given, for `parse_target`."""
+    others: tuple[int | str, ...]
+    """What else was given …"""
     amounts: Mapping[Cost, tuple[float, bool]]
-    """For each cost, its amount, and whether that is a share of the starting network's."""
+    """… and of each cost in it, the amount, and whether that is a share of the starting network's."""
 
 
 KNOWN: tuple[Cost, ...] = (Macs(), Weights(), BitOperations(), ActivationMemory())
@@ -213,7 +223,7 @@ def parse_targets(target: int | str | Sequence[int | str], costs: Iterable[Cost]
             amounts[cost] = (number / 100, True) if unit.startswith("%") else (number * factor, False)
             if not 0 < amounts[cost][0] < math.inf:
                 raise UsageError(f"target: expected more than 0, found `{part}`")
-    return Targets(found.get(None), amounts)
+    return Targets(found.pop(None, None), tuple(found.values()), amounts)
 
 
 def _parts(target: int | str | Sequence[int | str]) -> Sequence[int | str]:

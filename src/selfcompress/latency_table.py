@@ -58,8 +58,10 @@ class LatencyTable:
     """Times of layers. Tables are compared, and used as keys, by identity."""
 
     layers: dict[Operator, LayerTimes]
-    overhead_s: float
-    """What a run takes even if nothing is computed."""
+    constant_s: float
+    """What a run takes beside the layers …"""
+    factor: float
+    """… and by what their sum is multiplied: layers among others take another time than alone."""
     runtime: str
     """`onnxruntime` or `torch`."""
     batch: int
@@ -78,7 +80,8 @@ class LatencyTable:
             "batch": self.batch,
             "threads": self.threads,
             "machine": self.machine,
-            "overhead_s": self.overhead_s,
+            "constant_s": self.constant_s,
+            "factor": self.factor,
             "layers": [{"operator": operator.to_dict(), **vars(times)} for operator, times in self.layers.items()],
         }
         write_file(path, (json.dumps(values) + "\n").encode())
@@ -91,7 +94,7 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
         if values["version"] != VERSION:
             raise ValueError(f"version {values['version']}")
         layers = {Operator.from_dict(entry["operator"]): _layer(entry) for entry in values["layers"]}
-        overhead = _seconds(values["overhead_s"])
+        constant, factor = _seconds(values["constant_s"]), _seconds(values["factor"])
         rest = {name: values[name] for name in ("runtime", "batch", "threads", "machine")}
     except OSError as error:
         raise DataError(f"`{path}`: cannot be read: {error.strerror or error}\nhint: {MAKE_ONE}") from error
@@ -100,7 +103,7 @@ def read_table(path: str | os.PathLike[str]) -> LatencyTable:
             f"`{path}`: expected a table of times, version {VERSION}, found something else: "
             f"{type(error).__name__}: {error}\nhint: {MAKE_ONE}"
         ) from error
-    return LatencyTable(layers, overhead, **rest, path=os.fspath(path))
+    return LatencyTable(layers, constant, factor, **rest, path=os.fspath(path))
 
 
 def _layer(entry: dict[str, Any]) -> LayerTimes:

@@ -28,6 +28,10 @@ from .workload import Workload, find_workload
 
 PARTS = 10**6
 """A `Budget` counts in whole bytes; here it counts in millionths of the target."""
+STEEPEST = 0.15
+"""By so much ln λ rises at most in an update: channels die late, all at once, so that the controller has to wait."""
+HIGHEST = 100.0
+"""λ never rises above so many times the first one: there its pull is that of the loss at the start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,7 @@ class Prices:
 
     Attributes:
         prices: λ of each cost; of those with a target it is 0 until the first update.
+        unmet: after the last step, a line for each target that was not met.
     """
 
     def __init__(
@@ -133,7 +138,9 @@ class Prices:
         self._pulled, self._refresh_every = pulled, refresh_every
         self._liveness = Liveness(pricing.workload, axes, compressed, by_bits=by_bits)
         self.prices = {**pricing.prices, **dict.fromkeys(pricing.limits, 0.0)}
-        self._steered = {cost: self._steering(Budget(PARTS, pricing.total_steps)) for cost in pricing.limits}
+        self.unmet: tuple[str, ...] = ()
+        budgets = {cost: Budget(PARTS, pricing.total_steps, STEEPEST, HIGHEST) for cost in pricing.limits}
+        self._steered = {cost: self._steering(budget) for cost, budget in budgets.items()}
 
     def _steering(self, budget: Budget) -> Steering:
         return Steering(budget, (), self._pulled, self._refresh_every)
@@ -189,8 +196,11 @@ class Prices:
         for cost, steering in due.items():
             parts = PARTS * float(cost.amount(widths)) / self._pricing.limits[cost]
             self.prices[cost] = steering.update(step, parts, partial(self._share_of_living, cost))
-        if not self.is_last(step):
-            return ()
+        if self.is_last(step):
+            self.unmet = self._unmet(widths)
+        return self.unmet
+
+    def _unmet(self, widths: Widths) -> tuple[str, ...]:
         return tuple(
             f"target of {cost.show(limit)} not met: {cost.show(amount)} are left"
             for cost, limit in self._pricing.limits.items()

@@ -1,7 +1,8 @@
 """The last channels of a target: takes away those that matter least for what they cost, until the network fits.
 
-A member of a class is worth what keeps it alive (the s of `widths.py`, over both of its sides), and costs what the
-target's cost would fall by without it. Members go in the order of worth over cost, the cheapest first.
+A member of a class is worth what keeps it alive (the s of `widths.py`, over both of its sides), and costs what would
+be saved without it. Those that are worth least for their cost go first; as they go, the others' costs change, so they
+go by few at a time.
 """
 
 from collections.abc import Callable
@@ -13,15 +14,12 @@ from .axes import Axes
 from .shrinking import Kept, find_dead, zero_members
 from .widths import Liveness, Widths
 
+Amount = Callable[[Widths], Tensor]
+AT_A_TIME = 1 / 32
+"""Share of the members that may go before costs are looked at again; one at least."""
 
-def thin(
-    model: nn.Module,
-    axes: Axes,
-    kept: Kept,
-    liveness: Liveness,
-    amount: Callable[[Widths], Tensor],
-    limit: float,
-) -> int:
+
+def thin(model: nn.Module, axes: Axes, kept: Kept, liveness: Liveness, amount: Amount, limit: float) -> int:
     """Zero members of classes, in place, until `amount` of what is alive is at most `limit`.
 
     Args:
@@ -29,41 +27,51 @@ def thin(
         axes: its classes of channels.
         kept: what is left of them.
         liveness: counts what lives in it.
-        amount: what is to be brought down: computes it from widths.
+        amount: computes from widths what is to be brought down.
         limit: what it may be at most.
 
     Returns:
         How many members were zeroed; 0 where the amount was within the limit. It can stay above it only if nothing is
         left to be zeroed.
     """
+    total = 0
+    while True:
+        chosen = _choose(model, axes, kept, liveness, amount, limit)
+        zero_members(model, axes, kept, chosen)
+        count = sum(map(len, chosen.values()))
+        total += count
+        if not count:  # else weights of their readers may have died, too, or other bits be needed: look again
+            return total
+
+
+def _choose(
+    model: nn.Module, axes: Axes, kept: Kept, liveness: Liveness, amount: Amount, limit: float
+) -> dict[int, list[int]]:
+    """Number of a class -> members of it that are to go."""
     dead = find_dead(model, axes, kept)
     widths = liveness.left_by(dead)
     counts = widths.counts.clone().requires_grad_()
-    if float(amount(widths)) <= limit:
-        return 0
-    (savings,) = torch.autograd.grad(amount(widths.at(counts)), counts)
     gone = {r.index: set(r.members) for r in dead.removals}
-    candidates: list[tuple[float, int, int]] = []
+    waiting: list[list[tuple[float, int]]] = []  # worth and member of those that may go, the best first
     for i, (c, members, worth) in enumerate(zip(axes.classes, kept.members, liveness.worth(), strict=True)):
-        if worth is None or float(savings[i]) <= 0:
-            continue
-        ranked = sorted((w / float(savings[i]), i, m) for m, w in zip(members, worth, strict=True))
-        living = [entry for entry in ranked if entry[2] not in gone.get(i, ())]
-        candidates += living[: max(0, len(living) - c.least)]
-    candidates.sort()
-
-    def left(number: int) -> float:
-        fewer = widths.counts.clone()
-        for _, i, _ in candidates[:number]:
-            fewer[i] -= 1
-        return float(amount(widths.at(fewer)))
-
-    low, high = 0, len(candidates)  # `low` is too little; `high` is enough, or all there is
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if left(middle) <= limit else (middle, high)
+        living = [(w, m) for m, w in zip(members, worth or (), strict=worth is not None) if m not in gone.get(i, ())]
+        living.sort(reverse=True)
+        waiting.append(living[c.least :])
+    at_a_time = max(1, int(AT_A_TIME * sum(map(len, waiting))))
     chosen: dict[int, list[int]] = {}
-    for _, i, m in candidates[:high]:
-        chosen.setdefault(i, []).append(m)
-    zero_members(model, axes, kept, chosen)
-    return high
+    while float(amount(widths.at(counts)).detach()) > limit:
+        (savings,) = torch.autograd.grad(amount(widths.at(counts)), counts)
+        if not bool((savings > 0).any()):  # it is flat here, and may fall further on
+            savings = torch.ones_like(savings)
+        best = sorted(
+            (w / float(savings[i]), i) for i, living in enumerate(waiting) if savings[i] > 0 for w, _ in living
+        )
+        if not best:
+            break
+        with torch.no_grad():
+            for _, i in best[:at_a_time]:
+                chosen.setdefault(i, []).append(waiting[i].pop()[1])
+                counts[i] -= 1
+                if float(amount(widths.at(counts))) <= limit:
+                    break
+    return chosen

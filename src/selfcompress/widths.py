@@ -40,19 +40,22 @@ class Widths:
         counts: (classes,) members of each class.
         row_bits: computes, for each parameter with formats, the sum over its output channels of the bits that the
             largest level of each needs, and tells the axis of these channels. Others have `FLOAT_BITS`.
+        of: (classes,) the members that these sums are of; None for `counts`. Of others, channels have as many on
+            average.
 
     Attributes:
         lengths: (weights, axes) lengths of the axes of the weights, 1 for those that a weight lacks.
     """
 
-    def __init__(self, workload: Workload, counts: Tensor, row_bits: RowBits = dict) -> None:
-        self.workload, self.counts, self._row_bits = workload, counts, row_bits
+    def __init__(self, workload: Workload, counts: Tensor, row_bits: RowBits = dict, of: Tensor | None = None) -> None:
+        self.workload, self.counts = workload, counts
+        self._row_bits, self._of = row_bits, counts.detach() if of is None else of
         self._gone = self._tensor(workload.sizes) - counts
-        self.lengths = self._tensor(workload.lengths) - self._tensor(workload.lengths_each) @ self._gone
+        self.lengths = self._lengths_at(counts)
 
     def at(self, counts: Tensor) -> "Widths":
         """The same with other numbers of members."""
-        return Widths(self.workload, counts, self._row_bits)
+        return Widths(self.workload, counts, self._row_bits, self._of)
 
     @cached_property
     def entries(self) -> Tensor:
@@ -63,12 +66,11 @@ class Widths:
     def entry_bits(self) -> Tensor:
         """(weights,) bits of all entries of a weight, at as many as the largest level of their output channel needs."""
         known, bits = self._row_bits(), []
-        for name, lengths, entries in zip(self.workload.weights, self.lengths, self.entries, strict=True):
-            if name in known:
-                total, axis = known[name]
-                bits.append(total.to(lengths) * torch.cat([lengths[:axis], lengths[axis + 1 :]]).prod())
-            else:
-                bits.append(FLOAT_BITS * entries)
+        before = self._lengths_at(self._of).clamp(min=1.0)
+        for number, name in enumerate(self.workload.weights):
+            total, axis = known.get(name, (None, 0))
+            mean = FLOAT_BITS if total is None else total.to(before) / before[number, axis]
+            bits.append(mean * self.entries[number])
         return torch.stack(bits)
 
     @cached_property
@@ -80,6 +82,10 @@ class Widths:
     def moments(self) -> Tensor:
         """(moments,) numbers that are held in activations, for one sample."""
         return self._tensor(self.workload.moments) - self._tensor(self.workload.moments_each) @ self._gone
+
+    def _lengths_at(self, counts: Tensor) -> Tensor:
+        gone = self._tensor(self.workload.sizes) - counts
+        return self._tensor(self.workload.lengths) - self._tensor(self.workload.lengths_each) @ gone
 
     def _tensor(self, values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.counts)

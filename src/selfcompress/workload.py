@@ -284,7 +284,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "convolution" not in func._opname:
             return Operator("product", (data.numel() // data.shape[-1] // self._samples,))
         weight, _, stride, padding, dilation, transposed, _, groups = args[1:9]
-        if groups > 1 and weight.shape[1] == 1:
+        if groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups:
             groups = DEPTHWISE
         return Operator(
             "convolution",
