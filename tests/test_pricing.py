@@ -17,7 +17,7 @@ from selfcompress.errors import CheckpointError, UsageError
 from selfcompress.packing import pack
 from selfcompress.scoring import count_macs
 
-STEPS = 240
+STEPS = 180
 X = torch.randn(1, 20)
 
 
