@@ -16,7 +16,7 @@ OPERATOR = Operator("convolution", (8, 8), (3, 3), (1, 1), (0, 0), (1, 1), 2, Tr
 
 
 def at(inputs: float, outputs: float) -> float:
-    return float(TIMES.at(torch.tensor(inputs).double(), torch.tensor(outputs).double()))
+    return float(TIMES.at(*torch.tensor([inputs, outputs], dtype=torch.float64)))
 
 
 def test_what_was_measured_is_read_as_it_is() -> None:

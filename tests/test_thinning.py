@@ -16,7 +16,7 @@ from selfcompress.scoring import count_macs
 from selfcompress.shrinking import apply_plan, find_dead
 from selfcompress.thinning import thin
 from selfcompress.trial import tried
-from selfcompress.widths import Liveness
+from selfcompress.widths import Liveness, least_widths
 from selfcompress.workload import find_workload
 
 X = torch.randn(2, 3, 8, 8)
@@ -56,7 +56,8 @@ def flat_latency() -> Latency:
 def test_the_network_fits_and_one_channel_more_would_not(cost: sc.Cost, share: float) -> None:
     compressor, liveness = attached()
     model, axes, kept = compressor.model, compressor.axes, compressor._kept
-    limit = share * float(cost.amount(liveness.standing()))
+    least = least_widths(liveness.standing().workload, axes, compressor.compressed)
+    limit = max(share * float(cost.amount(liveness.standing())), 1.1 * float(cost.amount(least)))
     number = thin(model, axes, kept, liveness, cost.amount, limit)
     plan = find_dead(model, axes, kept)
     assert number == sum(len(r.members) for r in plan.removals) > 0

@@ -111,7 +111,6 @@ class Liveness:
     def __init__(self, workload: Workload, axes: Axes, compressed: Sequence[Compressed], *, by_bits: bool) -> None:
         self._workload, self._axes, self._by_bits = workload, axes, by_bits
         self._compressed = {c.name: c for c in compressed if c.quantizer.axis is not None}
-        self._like = next(iter(self._compressed.values())).original
         self._sides: list[list[list[_Part]]] = []
         self._sizes: list[int] = []
 
@@ -138,6 +137,11 @@ class Liveness:
         c = self._compressed.get(slot.tensor)
         return c is not None and (not self._by_bits or c.quantizer.axis == slot.axis)
 
+    def _zeros(self, count: int) -> Tensor:
+        """(count,) zeros beside the weights, at least in single precision: counts are beyond the reach of less."""
+        like = next(iter(self._compressed.values())).original.detach()
+        return like.new_zeros(count, dtype=torch.promote_types(like.dtype, torch.float32))
+
     def standing(self) -> Widths:
         """What stands, whether it lives or not; exact."""
         return self.left_by(Plan())
@@ -159,12 +163,12 @@ class Liveness:
         counts = []
         for size, sides in zip(self._sizes, self._strengths(), strict=True):
             # a class that has no side that can die stands as a whole
-            lives, change = self._like.new_ones(size), self._like.new_zeros(size)
+            lives, change = torch.ones_like(self._zeros(size)), self._zeros(size)
             for strength in sides:
                 lives = lives * (strength.detach() > 0)
                 change = change + torch.log1p(strength)
             counts.append((lives + lives * (change - change.detach())).sum())
-        return Widths(self._workload, torch.stack(counts) if counts else self._like.new_zeros(0), self._row_bits)
+        return Widths(self._workload, torch.stack(counts) if counts else self._zeros(0), self._row_bits)
 
     def worth(self) -> list[list[float] | None]:
         """For each class, what keeps each of its members alive; None where they cannot die."""
@@ -182,7 +186,7 @@ class Liveness:
         for size, sides in zip(self._sizes, self._sides, strict=True):
             totals = []
             for parts in sides:
-                total = self._like.new_zeros(size)
+                total = self._zeros(size)
                 for part in parts:
                     total = part.added(total, along[part.tensor, part.axis])
                 totals.append(total)
@@ -212,8 +216,9 @@ class _Part:
 
     def added(self, total: Tensor, strength: Tensor) -> Tensor:
         """(members,) what there is of every member, with this part's share."""
-        device = total.device
-        return total.index_add(0, self._owners.to(device), strength[self._positions.to(device)].to(total))
+        if self._owners.device != total.device:  # once only
+            self._owners, self._positions = self._owners.to(total.device), self._positions.to(total.device)
+        return total.index_add(0, self._owners, strength[self._positions].to(total))
 
 
 def _clipped(c: Compressed) -> Tensor:
