@@ -2,8 +2,8 @@
 
     Σ λ_i · C_i / C_i(start)
 
-A λ that has a target is set by a controller of its own, as γ is (`budget.py`, `steering.py`): it is told what the cost
-would be if all were cut that is dead. Over the last steps, channels that are over a target are taken away
+A λ that has a target is set by a controller of its own, as γ is (`budget.py`, `steering.py`): it is told the cost of
+what lives. Over the last steps, channels that are over a target are taken away
 (`thinning.py`), and after the last one what is dead is cut at once, so that the reading is what was asked for.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .axes import Axes
@@ -190,14 +191,16 @@ class Prices:
     def steer(self, step: int) -> tuple[str, ...]:
         """Set the prices for the steps to come; to be called after each step. Says at the end what was not met."""
         due = {cost: steering for cost, steering in self._steered.items() if steering.due(step)}
-        if not due:
-            return ()
-        widths = self._liveness.left_by(find_dead(self._model, self._axes, self._kept))
+        if due:
+            # of what lives, not of what could be cut: a channel that still emits a bias is as good as gone, and a price
+            # that rose until it is silent would take others with it
+            with torch.no_grad():
+                living = self._liveness.living()
         for cost, steering in due.items():
-            parts = PARTS * float(cost.amount(widths)) / self._pricing.limits[cost]
+            parts = PARTS * float(cost.amount(living)) / self._pricing.limits[cost]
             self.prices[cost] = steering.update(step, parts, partial(self._share_of_living, cost))
         if self.is_last(step):
-            self.unmet = self._unmet(widths)
+            self.unmet = self._unmet(self._liveness.left_by(find_dead(self._model, self._axes, self._kept)))
         return self.unmet
 
     def _unmet(self, widths: Widths) -> tuple[str, ...]:

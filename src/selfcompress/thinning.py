@@ -60,12 +60,11 @@ def _choose(
     at_a_time = max(1, int(AT_A_TIME * sum(map(len, waiting))))
     chosen: dict[int, list[int]] = {}
     while float(amount(widths.at(counts)).detach()) > limit:
-        (savings,) = torch.autograd.grad(amount(widths.at(counts)), counts)
-        if not bool((savings > 0).any()):  # it is flat here, and may fall further on
-            savings = torch.ones_like(savings)
-        best = sorted(
-            (w / float(savings[i]), i) for i, living in enumerate(waiting) if savings[i] > 0 for w, _ in living
-        )
+        (slopes,) = torch.autograd.grad(amount(widths.at(counts)), counts)
+        savings = [slope if living else 0.0 for slope, living in zip(slopes.tolist(), waiting, strict=True)]
+        if max(savings, default=0.0) <= 0:  # it is flat here, and may fall further on
+            savings = [1.0] * len(waiting)
+        best = sorted((w / savings[i], i) for i, living in enumerate(waiting) if savings[i] > 0 for w, _ in living)
         if not best:
             break
         with torch.no_grad():
