@@ -195,9 +195,9 @@ def test_amounts_are_shown_in_the_unit_that_suits_them() -> None:
 # The estimate and the reading of a network that is being compressed
 
 
-def trained(costs: dict[sc.Cost, float | None], steps: int = 120) -> sc.SelfCompressor:
+def trained(costs: dict[sc.Cost, float | None], steps: int = 120, **options: Any) -> sc.SelfCompressor:
     model = network()
-    compressor = sc.SelfCompressor(model, (X,), gamma=0.02, costs=costs, check_every=10, refresh_every=10)
+    compressor = sc.SelfCompressor(model, (X,), gamma=0.02, costs=costs, check_every=10, refresh_every=10, **options)
     optimizer = torch.optim.Adam(compressor.param_groups(lr=1e-2))
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -215,13 +215,13 @@ def level_bits(top: Sequence[int]) -> list[int]:
 
 
 def test_the_reading_is_that_of_the_file_loaded_again(tmp_path: Path) -> None:
-    costs = {sc.Macs(): 0.02, sc.Weights(): 0.0, sc.ActivationMemory(): 0.0, sc.BitOperations(8): 0.0}
-    compressor = trained(dict(costs))
+    costs = {sc.Macs(): None, sc.Weights(): 0.0, sc.ActivationMemory(): 0.0, sc.BitOperations(8): 0.0}
+    compressor = trained(dict(costs), 20, target="60 % MACs", total_steps=20)
     model = compressor.model
     sc.save(model, tmp_path / "net.scn")
     loaded = sc.load(tmp_path / "net.scn", into=network())
     found = {cost.name: amount for cost, amount in compressor.read_costs().items()}
-    assert 1_000 < found["MACs"] < 0.9 * (36 * 54 + 16 * 270 + 800)  # something was cut, and something is left
+    assert 1_000 < found["MACs"] <= 0.6 * (36 * 54 + 16 * 270 + 800)  # something was cut, and something is left
     assert found["MACs"] == count_macs(loaded, (X[:1],)) == read_cost(sc.Macs(), loaded, (X,))
     assert found["weights"] == sum(p.numel() for p in loaded.parameters() if p.ndim > 1)
     assert found["activations"] == read_cost(sc.ActivationMemory(), loaded, (X,))

@@ -191,14 +191,13 @@ class Prices:
     def steer(self, step: int) -> tuple[str, ...]:
         """Set the prices for the steps to come; to be called after each step. Says at the end what was not met."""
         due = {cost: steering for cost, steering in self._steered.items() if steering.due(step)}
-        if due:
+        with torch.no_grad():
             # of what lives, not of what could be cut: a channel that still emits a bias is as good as gone, and a price
             # that rose until it is silent would take others with it
-            with torch.no_grad():
-                living = self._liveness.living()
+            living = self._liveness.living() if due else None
+            parts = {cost: PARTS * float(cost.amount(living)) / self._pricing.limits[cost] for cost in due if living}
         for cost, steering in due.items():
-            parts = PARTS * float(cost.amount(living)) / self._pricing.limits[cost]
-            self.prices[cost] = steering.update(step, parts, partial(self._share_of_living, cost))
+            self.prices[cost] = steering.update(step, parts[cost], partial(self._share_of_living, cost))
         if self.is_last(step):
             self.unmet = self._unmet(self._liveness.left_by(find_dead(self._model, self._axes, self._kept)))
         return self.unmet
