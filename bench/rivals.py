@@ -157,7 +157,7 @@ class Rival:
         if self.compressor is not None:
             self.compressor.step(self.optimizer)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """The part of an `EpochRecord` that says how big the network is now."""
         if self.compressor is not None:
             sizes = asdict(self.compressor.size())

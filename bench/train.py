@@ -31,11 +31,11 @@ from typing import Any
 import torch
 
 from harness import CONV5, LENET, MLP, RECORDS, RESNET, finish, keep, rewrite, show, summarize
+from selfcompress.costs import Macs, read_cost
 from selfcompress.packing import load
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe, default_recipe
 from selfcompress.recipes.training import CHECKPOINT, FILE, build_for, train, train_float
-from selfcompress.scoring import count_macs
 
 TEXT = Recipe(
     dataset="text", network="gpt", epochs=8, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8,
@@ -108,7 +108,7 @@ def run(
     network = build_for(dataset, recipe.network, recipe.width)
     if (folder / FILE).exists():
         load(folder / FILE, into=network)
-    return result | {"macs": count_macs(network, dataset.example_inputs(1))}
+    return result | {"macs": int(read_cost(Macs(), network, dataset.example_inputs(1)))}
 
 
 def named(row: str, changes: dict[str, Any]) -> str:

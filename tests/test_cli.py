@@ -490,3 +490,34 @@ def test_version_and_help() -> None:
     text = call("--help").stdout
     assert all(command in text for command in ("train", "sweep", "eval", "inspect", "explain"))
     assert "digits, mnist, fashion-mnist" in " ".join(call("train", "--help").stdout.replace("│", " ").split())
+
+
+def test_a_run_meets_a_size_a_count_and_a_time_that_was_measured_here(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    measured = call("measure", "--data", "digits", "--width", 30, "--runtime", "torch", "--out", table)
+    assert measured.exit_code == 0, measured.output
+    assert "1 layers in torch" in measured.stdout
+    targets = ["--target", "3 kB and 60 % MACs and 50 ms", "--latency-table", table]
+    result = call("train", *SHORT, *targets, "--no-plot", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())["summary"]
+    assert summary["file_bytes"] <= 3_000
+    assert summary["costs"]["MACs"] <= 0.6 * (64 * 30 + 30 * 10 + 10 * 10)
+    assert 0 < summary["costs"]["latency"] < 0.05
+    assert "the network, for one sample: MACs" in result.stdout
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["costs"] == summary["costs"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--target", "5 ms"], "`5 ms` needs a table"),
+        (["--target", "12 apples"], "expected a size or an amount"),
+        (["--target", "20 MAC"], "20 MAC cannot be met"),
+        (["--target", "5 ms", "--latency-table", "nowhere.json"], "`nowhere.json`: cannot be read"),
+        (["--target", "5 kB and 5 kMAC", "--gamma", "1"], "`--gamma`: found beside `--target`"),
+    ],
+)
+def test_a_target_that_cannot_be_is_one_clear_error(options: list[str], expected: str, tmp_path: Path) -> None:
+    refused(call("train", *SHORT, *options, "--out", tmp_path / "run"), expected, "hint: ")

@@ -12,11 +12,19 @@ from .compressor import SelfCompressor as SelfCompressor
 from .compressor import Size as Size
 from .compressor import StepReport as StepReport
 from .converting import restore as restore
+from .costs import ActivationMemory as ActivationMemory
+from .costs import BitOperations as BitOperations
+from .costs import Cost as Cost
+from .costs import Latency as Latency
+from .costs import Macs as Macs
+from .costs import Weights as Weights
+from .costs import read_cost as read_cost
 from .distilling import distillation_loss as distillation_loss
 from .explaining import Explanation as Explanation
 from .explaining import explain as explain
 from .exporting import Exported as Exported
 from .exporting import export as export
+from .measuring import measure_table as measure_table
 from .packing import FileSummary as FileSummary
 from .packing import TensorSummary as TensorSummary
 from .packing import inspect as inspect
@@ -25,19 +33,27 @@ from .packing import save as save
 
 __version__ = "0.1.0"
 __all__ = [
+    "ActivationMemory",
+    "BitOperations",
+    "Cost",
     "Explanation",
     "Exported",
     "FileSummary",
+    "Latency",
+    "Macs",
     "SelfCompressor",
     "Size",
     "StepReport",
     "TensorSummary",
+    "Weights",
     "distillation_loss",
     "errors",
     "explain",
     "export",
     "inspect",
     "load",
+    "measure_table",
+    "read_cost",
     "restore",
     "save",
 ]

@@ -26,6 +26,7 @@ from .errors import UsageError
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 """Bytes in each unit, by its name in lower case."""
+BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
 APPROACH = (0.5, 1.2)
 """Share of the run after which the path has come down to so many times the target …"""
 LANDING = (0.95, 1.0)
@@ -36,11 +37,18 @@ PROPORTIONAL, INTEGRAL = 3.0, 60.0
 BELOW = 3.0
 """K_i is so many times as large below the path, as it takes longer to grow than to shrink."""
 STEEPEST = 0.5
-"""By so much ln γ rises at most from one update to the next; it falls as fast as it likes."""
 LOWEST = 1e-3
 """γ never falls below this share of the first one."""
 
 _TARGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", re.DOTALL)
+
+
+def amount_of(target: object) -> tuple[float, str]:
+    """Number and unit of a target, the unit in lower case and without spaces; the unit `?` for what is neither."""
+    if isinstance(target, int) and not isinstance(target, bool):
+        return float(target), "b"
+    match = _TARGET.fullmatch(target) if isinstance(target, str) else None
+    return (float(match[1]), match[2].lower().replace(" ", "")) if match else (0.0, "?")
 
 
 def parse_target(target: int | str, *, float_bytes: int) -> int:
@@ -54,16 +62,12 @@ def parse_target(target: int | str, *, float_bytes: int) -> int:
     Raises:
         UsageError: not one of these, or less than one byte.
     """
-    if isinstance(target, int) and not isinstance(target, bool):
-        number, unit = float(target), "b"
-    else:
-        match = _TARGET.fullmatch(target) if isinstance(target, str) else None
-        number, unit = (float(match[1]), match[2].lower().replace(" ", "")) if match else (0.0, "?")
+    number, unit = amount_of(target)
     if unit in UNITS:
         size = number * UNITS[unit]
     elif unit == "%":
         size = number / 100 * float_bytes
-    elif unit in ("bits/weight", "bit/weight", "bpw"):
+    elif unit in BITS_PER_WEIGHT:
         size = number * float_bytes / 32
     else:
         raise UsageError(
@@ -82,10 +86,14 @@ class Budget:
     Args:
         target_bytes: size to end at, >= 1.
         total_steps: training steps of the run, >= 1.
+        steepest: by so much ln γ rises at most from one update to the next; it falls as fast as it likes.
+        highest: γ never rises above so many times the first one.
     """
 
     target_bytes: int
     total_steps: int
+    steepest: float = STEEPEST
+    highest: float = math.inf
     first_bytes: float = 0.0
     """Size at the first update; 0 before it."""
     first_gamma: float = 0.0
@@ -127,7 +135,8 @@ class Budget:
         passed = (step - self.last_step) / self.total_steps
         integral = INTEGRAL if error > 0 else BELOW * INTEGRAL
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
-        self.gamma = max(self.gamma * math.exp(min(change, STEEPEST)), LOWEST * self.first_gamma)
+        gamma = min(self.gamma * math.exp(min(change, self.steepest)), self.highest * self.first_gamma)
+        self.gamma = max(gamma, LOWEST * self.first_gamma)
         self.error, self.last_step = error, step
         return self.gamma
 

@@ -23,6 +23,7 @@ from rich import box
 from rich.table import Table
 
 from . import __version__
+from .costs import Latency, parse_targets, read_cost, show_amounts
 from .errors import SelfcompressError, UsageError
 from .explaining import explain
 from .exporting import (
@@ -38,6 +39,7 @@ from .exporting import (
     open_source,
     pad_channels,
 )
+from .measuring import RUNTIMES, measure_table
 from .packing import inspect as inspect_file
 from .packing import load
 from .recipes.datasets import DATASETS, SAMPLES, Dataset, load_dataset
@@ -179,8 +181,18 @@ def train_command(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Size of the file, in place of --gamma: '200 kB', '2 %' of the float network, '0.5 bits/weight'.",
+            help="Size of the file, in place of --gamma: '200 kB', '2 %' of the float network, '0.5 bits/weight'. "
+            "Also, or instead, what the network may cost: '200 kB and 5 MMAC', '50 % MACs', '20 kweights', "
+            "'64 kB activations', '1 GBOP', '5 ms'.",
             rich_help_panel=HOW,
+        ),
+    ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a --target in ms: times of the network's layers, as `selfcompress measure` wrote them.",
+            rich_help_panel=HOW,
+            show_default=False,
         ),
     ] = None,
     tolerance: Annotated[
@@ -275,7 +287,11 @@ def train_command(
     Options that are not given take the settings found for that data set and network; a resumed run keeps its own.
     Ctrl-C stops a run so that --resume can go on with it.
     """
-    dials = {"--gamma": gamma, "--target": target, "--tolerance": tolerance}
+    costs = [] if latency_table is None else [Latency(latency_table)]
+    if target is not None and gamma is not None and parse_targets(target, costs).size is None:
+        dials = {"--target": target, "--tolerance": tolerance}  # it says nothing of the size, which gamma weighs
+    else:
+        dials = {"--gamma": gamma, "--target": target, "--tolerance": tolerance}
     turned = [option for option, value in dials.items() if value is not None]
     if len(turned) > 1:
         raise UsageError(f"`{turned[0]}`: found beside `{turned[1]}`, which sets it\nhint: leave one of them out")
@@ -285,6 +301,7 @@ def train_command(
         "teacher": teacher,
         "gamma": gamma,
         "target": target,
+        "latency_table": None if latency_table is None else str(latency_table),
         "rate": rate,
         "grid": grid,
         "activation_bits": activation_bits,
@@ -381,6 +398,10 @@ def _run_training(recipe: Recipe, folder: Path, *, baseline: bool, resume: bool,
         raise typer.Exit(130) from stop
     print_tables(sys.stdout, comparison_table([result.summary for result in results]))
     summary = results[-1].summary
+    if summary.costs:
+        typer.echo(f"the network, for one sample: {show_amounts(summary.costs)}")
+    for line in results[-1].unmet:
+        typer.echo(f"note: {line}")
     typer.echo(f"float = {summary.float_bytes:,} bytes: every number of the network as 4 raw bytes, no header")
     typer.echo(f"scored on the {results[-1].scored_on} set; everything is in {folder}{os.sep}")
 
@@ -728,6 +749,44 @@ def inspect_command(
     typer.echo(f"{file}: {summary.size_bytes:,} bytes{name}")
 
 
+@app.command("measure")
+@_tell_errors
+def measure_command(
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. [default: digits]"),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the network's first stage, where it has that option.")
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="A network of your own, as package.module:factory, as for explain.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(help="For --module: the shape of one sample, as for explain.", show_default=False),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help=f"What is to run the network: {', '.join(RUNTIMES)}.")] = RUNTIMES[0],
+    batch: Annotated[int, typer.Option(help="Samples in a run.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads that compute.")] = 1,
+) -> None:
+    """Time the layers of a network on this machine, at several widths: the table that a target in ms needs.
+
+    Let the machine be idle. The table serves for all networks that have these layers.
+    """
+    model, inputs = _chosen_network(data, network, width, module, input_shape)
+    table = measure_table(model, inputs, runtime=runtime, batch=batch, threads=threads)
+    table.write(out)
+    whole = read_cost(Latency(table), model, inputs)
+    typer.echo(
+        f"{out}: {len(table.layers)} layers in {runtime}; the network at its full width takes {Latency.show(whole)}"
+    )
+
+
 @app.command("explain")
 @_tell_errors
 def explain_command(
@@ -759,22 +818,27 @@ def explain_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what could be cut from a network and what stays, and why, before any training."""
+    model, inputs = _chosen_network(data, network, width, module, input_shape)
+    explanation = explain(model, inputs)
+    typer.echo(json.dumps(asdict(explanation)) if as_json else str(explanation))
+
+
+def _chosen_network(
+    data: str | None, network: str | None, width: int | None, module: str | None, input_shape: list[str] | None
+) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """A network of the recipes or of the user's own, and an example of its input."""
     if module is None:
         if input_shape:
             raise UsageError("`--input-shape`: belongs to `--module`, whose input is not known\nhint: leave it out")
-        model, inputs = _known_network(data or "digits", network, width)
-    else:
-        for option, value in (("data", data), ("network", network), ("width", width)):
-            if value is not None:
-                raise UsageError(f"`--{option}`: does not go with `--module`\nhint: leave one of them out")
-        if not input_shape:
-            raise UsageError(
-                "`--module`: expected `--input-shape` with it\nhint: add `--input-shape 3,224,224`, without the batch"
-            )
-        inputs = tuple(_example(text) for text in input_shape)
-        model = _own_network(module)
-    explanation = explain(model, inputs)
-    typer.echo(json.dumps(asdict(explanation)) if as_json else str(explanation))
+        return _known_network(data or "digits", network, width)
+    for option, value in (("data", data), ("network", network), ("width", width)):
+        if value is not None:
+            raise UsageError(f"`--{option}`: does not go with `--module`\nhint: leave one of them out")
+    if not input_shape:
+        raise UsageError(
+            "`--module`: expected `--input-shape` with it\nhint: add `--input-shape 3,224,224`, without the batch"
+        )
+    return _own_network(module), tuple(_example(text) for text in input_shape)
 
 
 def _known_network(

@@ -16,7 +16,7 @@ resumed run does the same at the same step; the models in use are part of the st
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -35,9 +35,11 @@ from .container import LevelTensor, size_bits, write
 from .contexts import Context
 from .converting import Compressed, Format, convert, plain_name
 from .copies import meta_copy
+from .costs import Cost, Targets, parse_targets
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .fitting import context_bits, fit_levels, side_bits
 from .packing import contents_of, pack
+from .pricing import Prices, plan_prices
 from .quantizer import GRIDS, MAX_BITS, Grid
 from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 from .shrinking import Kept, Plan, Positions, apply_plan, check_copy, find_dead, resize, silence_step
@@ -47,7 +49,7 @@ from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
-STATE_VERSION = 3
+STATE_VERSION = 4
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 INITIAL_BITS = 8.0
@@ -105,9 +107,12 @@ class SelfCompressor:
             files. None for 0.5, or, with a target, whatever leads there.
         target: the size that the file is to have after `total_steps`, in place of `gamma`: bytes (`200_000`,
             `"200 kB"`), a share of the float network (`"2 %"`), or `"0.5 bits/weight"`. The file then has 0.97 … 1
-            times these bytes, without metadata, and never more.
+            times these bytes, without metadata, and never more. Also, or instead, amounts of costs that the network is
+            not to exceed: `"200 kB and 5 MMAC"`, or `["200 kB", "5 MMAC"]`; see `costs.py` for their units.
         total_steps: training steps of the whole run; needed with a target. The learning rate should fall in the
             second half of the run.
+        costs: what the loss charges for beside bytes, and the price of each: what taking away all of it would be worth,
+            in units of the loss. None for a cost that a target sets; those of `costs.KNOWN` need not be named then.
         rate: `"code-length"`, the bits that the file takes, or `"bit-depth"`, as published.
         grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
         coupled: for bit depth, eq. 5 in place of eq. 4.
@@ -140,8 +145,9 @@ class SelfCompressor:
         example_inputs: tuple[Any, ...],
         *,
         gamma: float | None = None,
-        target: int | str | None = None,
+        target: int | str | Sequence[int | str] | None = None,
         total_steps: int | None = None,
+        costs: Mapping[Cost, float | None] | None = None,
         rate: Rate = "code-length",
         grid: Grid | None = None,
         coupled: bool = False,
@@ -167,23 +173,26 @@ class SelfCompressor:
             raise UsageError(f"activation_bits: expected 2 to {MAX_ACTIVATION_BITS:g} bits, found {activation_bits:g}")
         if not 0 <= activation_gamma < math.inf:
             raise UsageError(f"activation_gamma: expected a finite number of 0 or more, found {activation_gamma}")
-        if gamma is not None and target is not None:
+        asked = Targets(None, (), {}) if target is None else parse_targets(target, costs or {})
+        if gamma is not None and asked.size is not None:
             raise UsageError("gamma: found beside `target`, which sets it\nhint: leave one of them out")
+        if asked.amounts and not check_every:
+            raise UsageError("check_every: 0 never cuts, and a target of a cost is met by cuts\nhint: leave it out")
         if (target is None) != (total_steps is None):
             raise UsageError(
                 "total_steps: belongs to `target`, and a target needs it\n"
                 'hint: `target="200 kB", total_steps=epochs * len(loader)`'
             )
         self.model, self.rate, self.coupled = model, rate, coupled
-        self.gamma = 0.0 if target is not None else 0.5 if gamma is None else gamma
+        self.gamma = 0.0 if asked.size is not None else 0.5 if gamma is None else gamma
         self.refresh_every, self.check_every = refresh_every, check_every
         target_bytes = None
-        if target is not None:
+        if asked.size is not None:
             numbers = sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
-            target_bytes = parse_target(target, float_bytes=4 * numbers)
+            target_bytes = parse_target(asked.size, float_bytes=4 * numbers)
             if initial_bits is None:
                 initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(numbers, 1) + BITS_ABOVE), MAX_BITS)
-        self.target_bytes = target_bytes
+        self.target_bytes, self._total_steps = target_bytes, total_steps
         published = rate == "bit-depth"
         form = Format(
             grid=grid or ("eq1" if published else "symmetric"),
@@ -194,8 +203,19 @@ class SelfCompressor:
         self.axes: Axes = tried(model, example_inputs, find_axes(model, example_inputs))
         attach = partial(convert, form=form, include=include, skip=skip, outputs=self.axes.outputs)
         budget = None
+        if total_steps is not None and total_steps < 1:
+            raise UsageError(f"total_steps: expected 1 step or more, found {total_steps}")
         if target_bytes is not None and total_steps is not None:
             budget = self._plan(target_bytes, total_steps, attach)
+        pricing = plan_prices(
+            model,
+            self.axes,
+            example_inputs,
+            costs=costs or {},
+            targets=asked,
+            total_steps=total_steps or 0,
+            attach=attach,
+        )
         self.compressed, self.left = attach(model)
         self.activation_bits, self.activation_gamma = activation_bits, activation_gamma
         self.activations = Activations()
@@ -207,6 +227,15 @@ class SelfCompressor:
         self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
         self.weights_total = sum(c.original.numel() for c in self._weights)
         self._steering = self._steered(budget) if budget else None
+        self._prices = pricing and Prices(
+            pricing,
+            model,
+            self.axes,
+            self.compressed,
+            by_bits=published,
+            pulled=self._pulled(),
+            refresh_every=refresh_every,
+        )
         self.channels_total = sum(c.quantizer.bits.numel() for c in self._weights)
         self._steps = 0
         self._suspects: Plan | None = None
@@ -266,6 +295,8 @@ class SelfCompressor:
     def penalty(self) -> Tensor:
         """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
 
+        With the price of what is charged for beside bytes: see `costs.py`.
+
         For code length the size is that of the whole file: levels, side information, header, and what stays in float.
         For bit depth it is nominal, eq. 4 or 5. Where activations have formats, their mean bits are added, weighed by
         `activation_gamma`. Returns a scalar that is differentiable in weights and formats.
@@ -277,8 +308,10 @@ class SelfCompressor:
             penalty = self.gamma / self.weights_total * self._bits()
             if self.activations:
                 penalty = penalty + self.activation_gamma * self.activations.mean_bits()
+            if self._prices:
+                penalty = penalty + self._prices.penalty()
         self._priced = True
-        if self.gamma == 0:
+        if self.gamma == 0 and not self._prices:
             self._backpropagated = True  # nothing to go back
         if penalty.requires_grad:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
@@ -304,6 +337,20 @@ class SelfCompressor:
             channels_alive=sum(c.quantizer.bits.numel() for c in self._weights),
             channels_total=self.channels_total,
         )
+
+    def read_costs(self) -> dict[Cost, float]:
+        """What the network costs as it stands, exactly, of all that has a price or a target; see `Cost.units`."""
+        return self._prices.read() if self._prices else {}
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """After the last step, a line for each target of a cost that was not met."""
+        return self._prices.unmet if self._prices else ()
+
+    @property
+    def prices(self) -> dict[Cost, float]:
+        """The price of each cost now; a target sets it anew every few steps."""
+        return dict(self._prices.prices) if self._prices else {}
 
     def step(self, optimizer: Optimizer | Sequence[Optimizer], *, averages: Sequence[nn.Module] = ()) -> StepReport:
         """To be called after every `optimizer.step()`: keeps formats in range and cuts channels that have died.
@@ -344,11 +391,15 @@ class SelfCompressor:
         self.activations.keep_in_range()
         if len(self.activations) != self._rounded:
             self._measure_fixed()
-        plan, notes = self._look(optimizers, copies) if look else (None, ())
+        thinned = self._prices.thin(self._steps) if self._prices else ()
+        last = bool(self._prices and self._prices.is_last(self._steps))
+        plan, notes = self._look(optimizers, copies, at_once=last) if look or last else (None, ())
         if self.rate == "code-length" and (plan or refresh):
             self._refresh()
         if self._steering and self._steering.due(self._steps):
             notes = (*notes, *self._steer(self._steering))
+        if self._prices:
+            notes = (*thinned, *notes, *self._prices.steer(self._steps))
         report = StepReport(self._steps, plan, notes)
         if report:
             self.history.append(report)
@@ -371,6 +422,7 @@ class SelfCompressor:
             "side_bits": self._side_bits,
             "fixed_bits": self._fixed_bits,
             "budget": self._steering.budget.to_dict() if self._steering else None,
+            "costs": self._prices.state_dict() if self._prices else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -388,6 +440,7 @@ class SelfCompressor:
             suspects = Plan.from_dict(state["suspects"]) if state["suspects"] else None
             tables = {name: _table_from_dict(values) for name, values in state["tables"].items()}
             budget = Budget(**state["budget"]) if state["budget"] else None
+            budgets = {name: Budget(**values) for name, values in state["costs"].items()}
         except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"state: damaged: {type(error).__name__}: {error}") from error
         self._check_shapes(state["model"], kept)
@@ -399,6 +452,8 @@ class SelfCompressor:
         if budget:
             self._steering = self._steered(budget)
         self._rounded = len(self.activations)
+        if self._prices:
+            self._prices.load_budgets(budgets)
         self._priced = self._backpropagated = False
         self._find_inputs()
         # without neighbours, a model does not ask for the levels that it was fitted to
@@ -418,12 +473,12 @@ class SelfCompressor:
             c.name: [*c.quantizer.original_shape, c.quantizer.grid, c.quantizer.resolution or 0]
             for c in self.compressed
         }
-        steps = self._steering.budget.total_steps if self._steering else None
         return {
             "rate": self.rate,
             "coupled": self.coupled,
             "target_bytes": self.target_bytes,
-            "total_steps": steps,
+            "total_steps": self._total_steps,
+            "costs": self._prices.config() if self._prices else {},
             "activation_bits": self.activation_bits,
             "quantizers": quantizers,
         }
@@ -438,7 +493,7 @@ class SelfCompressor:
         if missing:
             raise CheckpointError(f"state: lacks {', '.join(f'`{key}`' for key in sorted(missing))}")
         ours, theirs = self._config(), state["config"]
-        for key in ("rate", "coupled", "target_bytes", "total_steps", "activation_bits"):
+        for key in ("rate", "coupled", "target_bytes", "total_steps", "costs", "activation_bits"):
             if ours[key] != theirs.get(key):
                 raise CheckpointError(
                     f"{key}: `{theirs.get(key)}` in the checkpoint, `{ours[key]}` here\n"
@@ -516,6 +571,8 @@ class SelfCompressor:
         self._backpropagated = True
         if self._steering and not self._steering.budget.started:
             self._steering.note_scale(float(grad))
+        if self._prices:
+            self._prices.note_scale(float(grad))
 
     def _bits(self) -> Tensor:
         """The size that the loss charges for, in bits."""
@@ -529,8 +586,6 @@ class SelfCompressor:
 
     def _plan(self, size: int, total_steps: int, attach: Callable[[nn.Module], object]) -> Budget:
         """The way to a size, if there is one. The network is as it was found."""
-        if total_steps < 1:
-            raise UsageError(f"total_steps: expected 1 step or more, found {total_steps}")
         least = smallest_bytes(self.model, self.axes, attach)
         if size < least:
             raise UsageError(
@@ -540,9 +595,12 @@ class SelfCompressor:
             )
         return Budget(size, total_steps)
 
+    def _pulled(self) -> list[nn.Parameter]:
+        """The parameters whose gradients say how loss and price compare."""
+        return [c.quantizer.bits if self.rate == "bit-depth" else c.original for c in self._weights]
+
     def _steered(self, budget: Budget) -> Steering:
-        priced = [c.quantizer.bits if self.rate == "bit-depth" else c.original for c in self._weights]
-        return Steering(budget, self.compressed, priced, self.refresh_every)
+        return Steering(budget, self.compressed, self._pulled(), self.refresh_every)
 
     def _steer(self, steering: Steering) -> tuple[str, ...]:
         """Set γ for the steps to come, and trim at the end."""
@@ -608,12 +666,12 @@ class SelfCompressor:
         self._fixed_bits = 8 * len(write(contents)) - coded
 
     def _look(
-        self, optimizers: Sequence[Optimizer], averages: Sequence[nn.Module]
+        self, optimizers: Sequence[Optimizer], averages: Sequence[nn.Module], *, at_once: bool
     ) -> tuple[Plan | None, tuple[str, ...]]:
-        """Drive to zero what dead channels still emit; cut those that were dead at the last look, too."""
+        """Drive to zero what dead channels still emit; cut those that were dead at the last look, too, or `at_once`."""
         silence_step(self.model, self.axes, self._kept, SILENCE_PER_STEP * self.check_every)
         dead = find_dead(self.model, self.axes, self._kept)
-        plan = dead & self._suspects if self._suspects else None
+        plan = dead if at_once else dead & self._suspects if self._suspects else None
         self._suspects = dead
         if not plan:
             return None, ()
@@ -647,6 +705,8 @@ class SelfCompressor:
 
     def _find_inputs(self) -> None:
         """Which channels feed which inputs of the compressed weights; it changes with every cut."""
+        if self._prices:
+            self._prices.resized(self._kept)
         weights = {c.name: c for c in self._weights}
         positions = Positions(self.model, self.axes, self._kept)
         self._inputs: dict[str, _Inputs] = {}

@@ -8,7 +8,7 @@ alone. Sizes are bytes, written out.
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -59,6 +59,8 @@ class EpochRecord:
     """Weights of the starting network."""
     seconds: float
     """Wall time of the epoch's training steps, without scoring."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """What else the network costs, of all that has a target: multiply-accumulates, bytes of activations, seconds …"""
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""
@@ -92,6 +94,8 @@ class RunSummary:
     """Wall time of the first epoch's training."""
     seconds_last: float
     """Wall time of the last epoch's training."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """What else the network costs, as in `EpochRecord`."""
 
     @property
     def ratio(self) -> float:

@@ -127,9 +127,10 @@ def count_living(model: nn.Module) -> Counts:
 
 
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
-    """Multiply-accumulates of convolutions, matrix products and attention in `model(*example_inputs)`, in eval mode.
+    """Multiply-accumulates of convolutions and matrix products in `model(*example_inputs)`, in eval mode.
 
-    For one sample give a batch of one. Counted by torch's own `FlopCounterMode`, which knows no others.
+    For one sample give a batch of one. Counted by torch's own `FlopCounterMode`, which knows no others, and attention only
+    where it runs in a kernel that has a formula there: not on a CPU. `costs.Macs` counts attention everywhere.
     """
     was_training = model.training
     model.eval()

@@ -13,7 +13,7 @@ change.
 Positions in `Axes` are those of the original network; `Kept` says which members are left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -295,6 +295,27 @@ def _nothing_before(c: ChannelClass, mean: Slot, living: _Living, members: Seque
         if slot.tensor not in own:
             added |= living.any(slot, members)
     return [m for m, a in zip(members, added, strict=True) if not a]
+
+
+@torch.no_grad()
+def zero_members(model: nn.Module, axes: Axes, kept: Kept, members: Mapping[int, Sequence[int]]) -> None:
+    """Set to zero what produces these members, what is added to them, and what reads them.
+
+    Args:
+        model: the network as it is now.
+        axes: what was found on the original network.
+        kept: what is left of it.
+        members: number of a class -> members of it, in original numbers.
+
+    This changes what the network computes. All that is then dead is found by `find_dead`.
+    """
+    maps = _maps(axes, kept, _lengths(model, axes))
+    for number, chosen in members.items():
+        c = axes.classes[number]
+        for slot in (*c.having("produces"), *c.having("adds"), *c.having("reads")):
+            tensor = _stored(model, slot.tensor)
+            where = torch.from_numpy(maps[slot.tensor, slot.axis].now(_of(slot, chosen).reshape(-1)))
+            tensor[(slice(None),) * slot.axis + (where.to(tensor.device),)] = 0.0
 
 
 def _stored(model: nn.Module, name: str) -> Tensor:

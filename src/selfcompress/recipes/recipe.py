@@ -45,7 +45,10 @@ class Recipe:
     gamma: float = 0.3
     """Weight of the size in the loss: nats per (bit per weight of the starting network), >= 0. More: smaller file."""
     target: str | None = None
-    """The size to end at, in place of `gamma`: `200 kB`, `2 %` of the float network, or `0.5 bits/weight`."""
+    """The size to end at, in place of `gamma`: `200 kB`, `2 %` of the float network, or `0.5 bits/weight`. Also, or
+    instead, amounts of costs: `200 kB and 5 MMAC`."""
+    latency_table: str | None = None
+    """A file that `selfcompress measure` made, for a target in ms."""
     rate: Rate = "code-length"
     """How the loss counts bits: `code-length`, or `bit-depth` as published."""
     grid: Grid | None = None

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..budget import parse_target
 from ..compressor import SelfCompressor
 from ..container import write_file
+from ..costs import Latency, parse_targets
 from ..distilling import distillation_loss
 from ..errors import CheckpointError, DataError, NonFiniteError, OutputError, UsageError
 from ..packing import save
@@ -92,6 +93,8 @@ class Result:
     """Bytes that the loss expected, over bytes of the file; None for a float network."""
     machine: dict[str, str]
     versions: dict[str, str]
+    unmet: tuple[str, ...] = ()
+    """A line for each target of a cost that was not met."""
 
 
 def train(
@@ -383,12 +386,17 @@ def _load_teacher(path: str, recipe: Recipe, dataset: Dataset) -> nn.Module:
 
 
 def _dial(recipe: Recipe, dataset: Dataset, float_bytes: int) -> dict[str, Any]:
-    """γ, or a target that leaves room for the file's metadata."""
+    """γ, or a target that leaves room for the file's metadata; and targets of costs."""
+    costs = {} if recipe.latency_table is None else {Latency(recipe.latency_table): None}
     if recipe.target is None:
-        return {"gamma": recipe.gamma}
+        return {"gamma": recipe.gamma, "costs": costs}
     steps = len(dataset.train_batches(recipe.batch_size, seed=recipe.seed, epoch=1))
-    room = parse_target(recipe.target, float_bytes=float_bytes) - len(recipe.label.encode())
-    return {"target": max(1, room), "total_steps": recipe.epochs * steps}
+    asked = parse_targets(recipe.target, costs)
+    dial = {"target": asked.others, "total_steps": recipe.epochs * steps, "costs": costs}
+    if asked.size is None:
+        return {**dial, "gamma": recipe.gamma}
+    room = parse_target(asked.size, float_bytes=float_bytes) - len(recipe.label.encode())
+    return {**dial, "target": [max(1, room), *asked.others]}
 
 
 def find_device(name: str) -> torch.device:
@@ -461,7 +469,7 @@ def _set_schedules(job: _Job, progress: float) -> float:
         group["lr"] = lr * factor
     if job.compressor is None:
         return 0.0
-    if job.recipe.target is not None:
+    if job.compressor.target_bytes is not None:
         return job.compressor.gamma
     job.compressor.gamma = job.recipe.gamma_at(progress)
     return job.compressor.gamma
@@ -512,7 +520,8 @@ def _sizes(job: _Job) -> dict[str, Any]:
     if job.compressor is None:
         counts = count_living(job.model)
         return {"size_bytes": job.float_bytes, "weights_alive": counts.weights_total, **asdict(counts)}
-    return asdict(job.compressor.size())
+    costs = {cost.name: amount for cost, amount in job.compressor.read_costs().items()}
+    return {**asdict(job.compressor.size()), "costs": costs}
 
 
 def _write_checkpoint(job: _Job) -> None:
@@ -603,6 +612,7 @@ def _finish(job: _Job, graph: bool) -> Result:
         size_share=None if penalty_bytes is None else penalty_bytes / size,
         machine=describe_machine(job.device),
         versions=describe_versions(),
+        unmet=job.compressor.unmet if job.compressor is not None else (),
     )
     write_file(job.folder / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())
     return result
