@@ -129,8 +129,8 @@ def count_living(model: nn.Module) -> Counts:
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """Multiply-accumulates of convolutions and matrix products in `model(*example_inputs)`, in eval mode.
 
-    For one sample give a batch of one. Counted by torch's own `FlopCounterMode`, which knows no others, and attention only
-    where it runs in a kernel that has a formula there: not on a CPU. `costs.Macs` counts attention everywhere.
+    For one sample give a batch of one. Counted by torch's own `FlopCounterMode`, which knows no others, and attention
+    only where it runs in a kernel that has a formula there: not on a CPU. `costs.Macs` counts attention everywhere.
     """
     was_training = model.training
     model.eval()
