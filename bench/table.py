@@ -48,8 +48,9 @@ def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
     for path in sorted((ROOT / "bench" / "records").glob(f"{prefix}*.json")):
         settings = path.stem.removeprefix(prefix)
         if not settings or settings.startswith("-"):
-            found.append((settings.removeprefix("-").replace("-", ", "), json.loads(path.read_text())))
-    return found
+            said = settings.removeprefix("-").replace("-", ", ").replace("gamma", "γ = ").replace("epochs", "epochs ")
+            found.append((said, json.loads(path.read_text())))
+    return sorted(found, key=lambda row: row[0])
 
 
 def row(network: str, method: str, settings: str, record: dict[str, Any]) -> str:
@@ -77,8 +78,9 @@ def table() -> str:
     note = (
         "Mean ± standard deviation over n seeds, of the loaded file, on the test set. All rows of a task have the\n"
         "same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-accumulates for one image, or\n"
-        "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file. Commands,\n"
-        "all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
+        "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file; above 100 %\n"
+        "where the file was written anew since, with a shorter header. Commands, all seeds and versions: `bench/train.py`,\n"
+        "`bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
 
