@@ -78,9 +78,9 @@ def table() -> str:
     note = (
         "Mean ± standard deviation over n seeds, of the loaded file, on the test set. All rows of a task have the\n"
         "same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-accumulates for one image, or\n"
-        "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file; above 100 %\n"
-        "where the file was written anew since, with a shorter header. Commands, all seeds and versions: `bench/train.py`,\n"
-        "`bench/rivals.py`, `bench/records/`.\n"
+        "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file; above\n"
+        "100 % where the file was written anew since, with a shorter header. Commands, all seeds and versions:\n"
+        "`bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
 
