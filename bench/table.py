@@ -48,8 +48,12 @@ def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
     for path in sorted((ROOT / "bench" / "records").glob(f"{prefix}*.json")):
         settings = path.stem.removeprefix(prefix)
         if not settings or settings.startswith("-"):
-            said = settings.removeprefix("-").replace("-", ", ").replace("gamma", "γ = ").replace("epochs", "epochs ")
-            found.append((said, json.loads(path.read_text())))
+            record = json.loads(path.read_text())
+            own = settings.removeprefix("-").split("-") if settings else []
+            target = record["recipe"].get("target")
+            shown = [f"target {target}" if part.startswith("target") else part for part in own]
+            said = ", ".join(shown).replace("gamma", "γ = ").replace("epochs", "epochs ")
+            found.append((said, record))
     return sorted(found, key=lambda row: row[0])
 
 

@@ -259,12 +259,14 @@ class _Trial:
 
     def _mistakes(self, following: dict[int, tuple[Attribute, ...]]) -> bool:
         """Whether a cut goes wrong where a constant of the module might be taken for a factor that follows."""
+        doubtful: dict[int, list[int]] = {}
         for i, attributes in following.items():
             for a in attributes:
-                for count in could_be_mistaken(self.model.get_submodule(a.module), a.value, a.width or 0):
-                    members = count * self.axes.classes[i].size // a.value
-                    if members and self._breaks({i: members}) is not None:
-                        return True
+                counts = could_be_mistaken(self.model.get_submodule(a.module), a.value, a.width or 0)
+                doubtful[i] = [n * self.axes.classes[i].size // a.value for n in counts]
+        while any(doubtful.values()):  # one cut of all of them at a time
+            if self._breaks({i: members.pop() for i, members in doubtful.items() if members}) is not None:
+                return True
         return False
 
     def moved(self, classes: Sequence[int]) -> dict[int, str]:
