@@ -117,7 +117,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     cut_files = onnx_files(source, ("onnx", "onnx-int8"), calibration)
     networks["cut"] = cut_files["onnx"][0]
     networks["cut, int8"], cut_notes = cut_files["onnx-int8"]
-    networks["padded, int8"], padded_notes = onnx_files(padded, ("onnx-int8",), calibration)["onnx-int8"]
+    files = onnx_files(padded, ("onnx", "onnx-int8"), calibration)
+    networks["padded"], _ = files["onnx"]
+    networks["padded, int8"], padded_notes = files["onnx-int8"]
     notes += cut_notes + padded_notes
     compared = compare_latency(
         networks,
