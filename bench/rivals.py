@@ -57,7 +57,16 @@ from selfcompress.errors import CheckpointError, NonFiniteError, UsageError
 from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import Dataset, load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import CHECKPOINT, EVALUATION_BATCH, FILE, FLOAT_FILE, RESULT, Result, build_for
+from selfcompress.recipes.training import (
+    CHECKPOINT,
+    EVALUATION_BATCH,
+    FILE,
+    FLOAT_FILE,
+    RESULT,
+    Result,
+    build_for,
+    settle_norms,
+)
 from selfcompress.reporting import EpochRecord, RunSummary
 from selfcompress.scoring import (
     Batch,
@@ -557,6 +566,7 @@ def train_epoch(rival: Rival, epoch: int) -> EpochRecord:
 def write_result(rival: Rival, setting: dict[str, Any], records: list[EpochRecord], folder: Path) -> None:
     """Write the file, restore it into a fresh network, score that, and write `result.json`."""
     recipe = rival.task.recipe
+    settle_norms(rival.model, rival.task.dataset, recipe, torch.device("cpu"))
     path = rival.write(folder)
     score = score_model(rival.restore(path), rival.task.batches())
     summary = RunSummary(

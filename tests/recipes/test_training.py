@@ -157,6 +157,20 @@ def test_the_loss_expects_the_bytes_of_the_file(tmp_path: Path) -> None:
     assert result.size_share == pytest.approx(1, abs=0.02)
 
 
+def test_norms_end_with_plain_means_over_training_batches_and_nothing_else_changes() -> None:
+    dataset, recipe = load_dataset("digits"), replace(SMALL, batch_size=100, augment=False)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 10))
+    model[1].running_mean.fill_(7.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training.settle_norms(model, dataset, recipe, torch.device("cpu"))
+    batches = [x.flatten(1) for x, _ in dataset.train_batches(100, seed=0, epoch=recipe.epochs, augment=False)]
+    torch.testing.assert_close(model[1].running_mean, torch.stack([x.mean(0) for x in batches]).mean(0))
+    torch.testing.assert_close(model[1].running_var, torch.stack([x.var(0) for x in batches]).mean(0))
+    assert model[1].momentum == 0.1
+    others = [name for name in before if not name.startswith("1.running_") and name != "1.num_batches_tracked"]
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in others)
+
+
 def test_the_file_names_what_it_is(finished: tuple[Path, training.Result]) -> None:
     from selfcompress import inspect
 

@@ -20,12 +20,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from ..budget import parse_target
 from ..compressor import SelfCompressor
@@ -60,6 +62,8 @@ RESULT = "result.json"
 FILE = "net.scn"
 CHECKPOINT_VERSION = 1
 EVALUATION_BATCH = 250
+NORM_BATCHES = 200
+"""Training batches that the statistics of norms are taken from at the end, at most."""
 
 OnEpoch = Callable[[EpochRecord], None]
 OnStep = Callable[[int, int, int], None]
@@ -576,6 +580,7 @@ def _finish(job: _Job, graph: bool) -> Result:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return iter(job.dataset.test_batches(EVALUATION_BATCH, device=job.device))
 
+    settle_norms(job.model, job.dataset, recipe, job.device)
     trained = score_model(job.model, batches())
     fresh = build_for(job.dataset, recipe.network, recipe.width).to(job.device)
     if job.compressor is not None:
@@ -616,6 +621,19 @@ def _finish(job: _Job, graph: bool) -> Result:
     )
     write_file(job.folder / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())
     return result
+
+
+def settle_norms(model: nn.Module, dataset: Dataset, recipe: Recipe, device: torch.device) -> None:
+    """Take the running statistics of batch norms anew from training examples, as plain means over many batches.
+
+    Those that training leaves follow its last few batches only, and in a small network these differ much: five
+    convolutions in 1.7 kB were right on 98.5 to 99.2 % of the test images from one epoch to the next. A network without
+    such norms is not touched.
+    """
+    batches = dataset.train_batches(
+        recipe.batch_size, seed=recipe.seed, epoch=recipe.epochs, device=device, augment=recipe.augment
+    )
+    update_bn((inputs for inputs, _ in islice(batches, NORM_BATCHES)), model)
 
 
 @contextmanager
