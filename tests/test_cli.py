@@ -463,7 +463,7 @@ SWEEP = ["sweep", "--width", "16", "--epochs", "1"]
 
 
 def test_a_sweep_shows_its_runs_and_hands_over_the_file_that_is_asked_for(tmp_path: Path) -> None:
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="sweeps need the optional Optuna")
     result = call(*SWEEP, "--runs", "2", "--validation", "100", "--pick", "bytes <= 1 000", "--out", tmp_path / "a")
     refused(result, "expected a condition on accuracy, error or bytes", "hint: ")
     assert not (tmp_path / "a").exists()

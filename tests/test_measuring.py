@@ -31,7 +31,7 @@ def network(width: int = 8) -> nn.Sequential:
 def test_a_table_serves_for_the_network_at_every_width(runtime: str) -> None:
     if runtime == "onnxruntime":
         for module in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(module)
+            pytest.importorskip(module, reason=f"this runtime needs the optional {module}")
     table = measure_table(network(), (X,), runtime=runtime, rounds=1)
     assert (table.runtime, table.batch, table.threads, len(table.layers)) == (runtime, 1, 1, 4)
     assert all(

@@ -21,7 +21,7 @@ from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.reporting import Point, pareto_front
 
-optuna = pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna", reason="sweeps need the optional Optuna")
 
 SMALL = Recipe(width=16, epochs=2, batch_size=256, lr=5e-3, augment=False)
 
