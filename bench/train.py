@@ -15,6 +15,7 @@ batch size, augmentation and schedule of the learning rate. Hyper-parameters wer
 `--full` are the networks of published tables on CIFAR-10, for an accelerator: ResNet-9 with 6.6 million weights, in
 float, with the published method and at shares of its size; ResNet-20 and VGG-16 at the sizes of others' best claims.
 With `--minutes` the script stops after so long, between two steps; the same command goes on from the last whole epoch.
+With `--jobs` several trainings run at once, each in a process of its own: a large accelerator has room for them.
 
 A row is run for all `--seeds`; its record is written again after each, so that it says at any time what is there. A row
 with settings of its own is named and recorded with them, such as `lenet5-code-length-gamma2.4-teacher`.
@@ -22,9 +23,11 @@ with settings of its own is named and recorded with them, such as `lenet5-code-l
 
 import argparse
 import math
+import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,44 +62,63 @@ ROWS: dict[str, Recipe] = {
     "gpt-code-length": replace(TEXT, gamma=0.1),
 }
 
-CIFAR = default_recipe("cifar10", "resnet9")
+CIFAR = replace(
+    default_recipe("cifar10", "resnet9"), epochs=40, batch_size=512, lr=2e-3, weight_decay=0.05, label_smoothing=0.1,
+    cutout=8, precision="bfloat16",
+)  # fmt: skip
 FULL: dict[str, Recipe] = {
     "resnet9-full-float": replace(CIFAR, gamma=0.0),
+    **{f"resnet9-full-{share}%": replace(CIFAR, target=f"{share} %") for share in ("1.5", "0.5", "1", "3", "2")},
     "resnet9-full-bit-depth": replace(CIFAR, gamma=0.1, rate="bit-depth"),
-    **{f"resnet9-full-{share}%": replace(CIFAR, target=f"{share} %") for share in ("3", "2", "1.5", "1", "0.5")},
     "resnet20-69kB": replace(CIFAR, network="resnet20", target="69 kB"),
     "resnet20-wide-127kB": replace(CIFAR, network="resnet20", width=64, target="127 kB"),
     "vgg16-100kB": replace(CIFAR, network="vgg16", target="100 kB"),
     "vgg16-416kB": replace(CIFAR, network="vgg16", target="416 kB"),
 }
-START = time.monotonic()
+SETTINGS = (
+    "gamma", "target", "epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "cutout", "anneal", "teacher",
+)  # fmt: skip
+"""Fields of a recipe that a row may be given other values of."""
 
 
-def minutes_run() -> float:
-    """Minutes since the script started."""
-    return (time.monotonic() - START) / 60
+def minutes_now() -> float:
+    """The time in minutes, the same for all processes."""
+    return time.time() / 60
 
 
 class OutOfTimeError(Exception):
     """The minutes of `--minutes` are over."""
 
 
-def run(
-    name: str, recipe: Recipe, runs: Path, start: Callable[..., object], minutes: float = math.inf
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """One training of a row."""
+
+    row: str
+    name: str
+    recipe: Recipe
+    runs: Path
+    deadline: float
+    """When to stop, by `minutes_now`."""
+    threads: int
+
+
+def run(job: Job) -> dict[str, Any]:
     """Train one row with one seed, or take up where it was left, and return its result.
 
-    Raises `OutOfTimeError` once the script has run for so many minutes; all finished epochs are kept then.
+    Raises `OutOfTimeError` at the deadline; all finished epochs are kept then.
     """
-    folder = runs / f"{name}-{recipe.seed}"
+    torch.set_num_threads(job.threads)
+    name, recipe = job.name, job.recipe
+    folder = job.runs / f"{name}-{recipe.seed}"
 
     def look_at_the_clock(epoch: int, step: int, steps: int) -> None:
-        if minutes_run() > minutes:
+        if minutes_now() > job.deadline:
             raise OutOfTimeError(f"{name} {recipe.seed}: stopped in epoch {epoch}; the same command goes on")
 
     result = finish(
         folder,
-        lambda: start(
+        lambda: (train_float if job.row.endswith("-float") else train)(
             recipe,
             folder,
             resume=(folder / CHECKPOINT).exists(),
@@ -129,37 +151,67 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gamma", type=float)
     parser.add_argument("--target", help="a size, such as '1500 B', in place of gamma")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--teacher", help="folder of a float run to learn from")
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--label-smoothing", type=float)
+    parser.add_argument("--cutout", type=int)
+    parser.add_argument("--anneal", type=float)
+    parser.add_argument("--teacher", help="folder of a float run to learn from")
     parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    settings = {name: getattr(args, name) for name in ("gamma", "target", "epochs", "lr", "teacher")}
-    changes = {name: value for name, value in settings.items() if value is not None}
-    options = "".join(f" --{name} '{value if name != 'teacher' else 'RUN'}'" for name, value in changes.items())
+    deadline = minutes_now() + args.minutes
+    changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    options = "".join(
+        f" --{name.replace('_', '-')} '{value if name != 'teacher' else 'RUN'}'" for name, value in changes.items()
+    )
     recipes = ROWS | FULL
+    jobs = []
     for row in args.only or (FULL if args.full else ROWS):
-        name = named(row, changes)
         recipe = replace(
             recipes[row], data_dir=args.data_dir, validation=args.validation, device=args.device, **changes
         )
-        results = []
         for seed in args.seeds:
             if args.rewrite:
-                rewrite(args.runs / f"{name}-{seed}", args.data_dir)
-            start = train_float if row.endswith("-float") else train
+                rewrite(args.runs / f"{named(row, changes)}-{seed}", args.data_dir)
+            jobs.append(Job(row, named(row, changes), replace(recipe, seed=seed), args.runs, deadline, args.threads))
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    for job, result in _results(jobs, args.jobs):
+        of_row = results.setdefault(job.name, {})
+        of_row[job.recipe.seed] = result
+        record = summarize(
+            job.name,
+            f"python bench/train.py --data-dir DATA --only {job.row}{options}",
+            replace(job.recipe, seed=0),
+            [of_row[seed] for seed in sorted(of_row)],
+        )
+        show(record)
+        if not args.validation:  # what is scored on held-out examples is for choosing, not for reporting
+            keep(record, args.records)
+
+
+def _results(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Each job with its result, as they are done; those that time is too short for are left out."""
+    if at_once == 1:
+        for job in jobs:
             try:
-                results.append(run(name, replace(recipe, seed=seed), args.runs, start, args.minutes))
+                yield job, run(job)
             except OutOfTimeError as stop:
                 print(stop)
                 return
-            record = summarize(name, f"python bench/train.py --data-dir DATA --only {row}{options}", recipe, results)
-            show(record)
-            if not args.validation:  # what is scored on held-out examples is for choosing, not for reporting
-                keep(record, args.records)
+        return
+    # a process that has begun with CUDA cannot be forked
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(run, job): job for job in jobs}
+        for future in as_completed(waiting):
+            try:
+                yield waiting[future], future.result()
+            except OutOfTimeError as stop:
+                print(stop)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The bench of trainings: it can be cut at any time, and a row is what its file is."""
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -44,7 +45,7 @@ def test_a_run_that_is_cut_after_every_few_steps_ends_as_one_that_is_not(
         steps[0] += 1
         return steps[0]
 
-    monkeypatch.setattr(train, "minutes_run", tick)  # a clock that ticks at every look, after each of 6 steps an epoch
+    monkeypatch.setattr(train, "minutes_now", tick)  # a clock that ticks at every look, after each of 6 steps an epoch
     for _ in range(4):
         steps[0] = 0
         call("cut", 8)
@@ -56,10 +57,27 @@ def test_a_run_that_is_cut_after_every_few_steps_ends_as_one_that_is_not(
     ).read_bytes()
 
 
+def test_several_trainings_at_once_give_what_they_give_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCH)  # for the processes
+
+    def call(where: str, jobs: int) -> dict[str, object]:
+        options = f"--data-dir none --full --only resnet9-full-float --seeds 1 0 --jobs {jobs}".split()
+        train.main([*options, "--runs", str(tmp_path / where), "--records", str(tmp_path / where)])
+        record = json.loads((tmp_path / where / "resnet9-full-float.json").read_text())
+        return {"seeds": [r["recipe"]["seed"] for r in record["runs"]], "loss": record["loss"]}
+
+    alone = call("alone", 1)
+    assert alone["seeds"] == [0, 1]
+    assert call("together", 2) == alone
+
+
 def test_every_row_can_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "minutes_run", lambda: 1.0)
+    clock = itertools.count()
+    monkeypatch.setattr(train, "minutes_now", lambda: float(next(clock)))
     for row in train.FULL:
         options = f"--data-dir none --full --seeds 0 --minutes 0 --only {row}".split()
         train.main([*options, "--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records")])

@@ -239,9 +239,25 @@ def train_command(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", rich_help_panel=HOW)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.", rich_help_panel=HOW)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.", rich_help_panel=HOW)] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of the weights.", rich_help_panel=HOW)
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of each label that is spread over all classes.", rich_help_panel=HOW)
+    ] = None,
     augment: Annotated[
         bool | None,
         typer.Option("--augment/--no-augment", help="Vary the training examples: move, mirror.", rich_help_panel=HOW),
+    ] = None,
+    cutout: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels of a square that is blanked in training images.", rich_help_panel=HOW),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, or bfloat16 for layers in training: faster where the hardware has it.", rich_help_panel=HOW
+        ),
     ] = None,
     validation: Annotated[
         int | None,
@@ -309,7 +325,11 @@ def train_command(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
         "augment": augment,
+        "cutout": cutout,
+        "precision": precision,
         "validation": validation,
         "seed": seed,
         "device": device,

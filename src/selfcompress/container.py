@@ -167,6 +167,13 @@ def most_weights(size_bytes: int) -> int:
     return (1 << 20) + 8192 * min(size_bytes, 4096) + 512 * max(size_bytes - 4096, 0)
 
 
+def fewest_bytes(weights: int) -> int:
+    """The shortest length of a file that may hold so many weights. Inverse: `most_weights`."""
+    beyond = max(0, weights - (1 << 20))
+    first = min(-(-beyond // 8192), 4096)
+    return first + -(-max(0, beyond - 8192 * 4096) // 512)
+
+
 def _weights(shape: tuple[int, ...]) -> int:
     """Weights of a tensor as `most_weights` counts them: an empty axis as one, because the others cost memory."""
     return math.prod(max(size, 1) for size in shape)  # Python integers: no overflow
@@ -347,6 +354,26 @@ def write(contents: Contents) -> bytes:
 
     Raises `FormatError` for contents that a file cannot hold: foreign types, a range of exponents beyond all measure.
     """
+    body, size = _body(contents), _all_weights(contents)
+    if size > most_weights(len(body) + 4):
+        raise FormatError(
+            f"{size} weights in {len(body) + 4} bytes: a file of that length holds at most "
+            f"{most_weights(len(body) + 4)}\nhint: nearly all weights are zero; lower `gamma`"
+        )
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def needed_bytes(contents: Contents) -> int:
+    """Bytes of a file with these contents, or, where it would be too short for its weights, of one that would do."""
+    return max(len(_body(contents)) + 4, fewest_bytes(_all_weights(contents)))
+
+
+def _all_weights(contents: Contents) -> int:
+    return sum(_weights(r.original_shape) for r in contents.records if isinstance(r, LevelTensor))
+
+
+def _body(contents: Contents) -> bytes:
+    """All of a file but its checksum."""
     header, stream, raw = Writer(), Encoder(), bytearray()
     header.text(contents.metadata)
     header.uint(len(contents.records))
@@ -378,14 +405,7 @@ def write(contents: Contents) -> bytes:
             header.uint(record.values.ndim)
             header.shape(record.values.shape)
             raw += _little(record.values)
-    body = MAGIC + bytes([VERSION]) + header.data + raw + stream.finish()
-    size = sum(_weights(r.original_shape) for r in contents.records if isinstance(r, LevelTensor))
-    if size > most_weights(len(body) + 4):
-        raise FormatError(
-            f"{size} weights in {len(body) + 4} bytes: a file of that length holds at most "
-            f"{most_weights(len(body) + 4)}\nhint: nearly all weights are zero; lower `gamma`"
-        )
-    return body + zlib.crc32(body).to_bytes(4, "little")
+    return MAGIC + bytes([VERSION]) + header.data + raw + stream.finish()
 
 
 def _check_writable(record: Record) -> None:

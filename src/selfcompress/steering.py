@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .axes import Axes
 from .budget import Budget
+from .container import needed_bytes
 from .converting import Compressed
-from .packing import pack
+from .packing import contents_of
 from .shrinking import Kept, apply_plan, find_dead
 from .trimming import trim
 
@@ -111,4 +112,4 @@ def smallest_bytes(model: nn.Module, axes: Axes, attach: Callable[[nn.Module], o
             parameter.zero_()
     kept = Kept.full(axes)
     apply_plan(find_dead(small, axes, kept), small, axes, kept)
-    return len(pack(small))
+    return needed_bytes(contents_of(small))

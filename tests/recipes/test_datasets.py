@@ -303,7 +303,11 @@ def test_the_order_of_a_given_seed_never_changes() -> None:
     batches = digits.train_batches(8, seed=7, epoch=2, augment=True)
     assert batches.order[:6].tolist() == [1175, 277, 1288, 1108, 790, 818]
     assert batches.moves is not None
-    assert batches.moves[:3].tolist() == [[-1, -1, 0], [0, 1, 0], [-1, -1, 0]]
+    assert batches.moves[:3].tolist() == [[-1, -1, 0, 0, 0], [0, 1, 0, 0, 0], [-1, -1, 0, 0, 0]]
+    blanked = load_dataset("digits", cutout=3).train_batches(8, seed=7, epoch=2, augment=True).moves
+    assert blanked is not None
+    assert torch.equal(blanked[:, :3], batches.moves[:, :3]), "an option leaves the other streams alone"
+    assert blanked[:3, 3:].tolist() == [[3, 7], [0, 6], [3, 3]]
 
 
 def test_the_test_set_comes_whole_and_in_order(dataset: Dataset) -> None:
@@ -399,8 +403,41 @@ def test_moving_a_batch_is_padding_cropping_and_flipping_each_image(border: str,
     assert (moved.dtype, moved.numpy().tobytes()) == (torch.uint8, expected.tobytes())
 
 
+@pytest.mark.parametrize("side", [1, 4, 5, 40])
+def test_cutout_blanks_a_square_around_a_pixel_as_far_as_it_is_inside(side: int) -> None:
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.normal(size=(50, 3, 8, 11)).astype(np.float32))
+    centers = np.stack([generator.integers(0, 8, 50), generator.integers(0, 11, 50)], axis=1)
+    expected = images.clone()
+    for image, (y, x) in zip(expected, centers.tolist(), strict=True):
+        top, left = y - side // 2, x - side // 2
+        image[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
+    moves = torch.from_numpy(np.concatenate([np.zeros((50, 3), np.int64), centers], axis=1))
+    assert torch.equal(datasets._blank(images.clone(), moves, side), expected)
+
+
+def test_cutout_is_for_training_images_only_and_its_places_are_even() -> None:
+    digits = load_dataset("digits", cutout=2, shift=0)
+    plain = load_dataset("digits", shift=0)
+    assert torch.equal(collect(digits.test_batches(100))[0], collect(plain.test_batches(100))[0])
+    assert torch.equal(digits.example_inputs(9)[0], plain.example_inputs(9)[0])
+    inputs = collect(digits.train_batches(100, seed=0, epoch=0, augment=True))[0]
+    before = collect(plain.train_batches(100, seed=0, epoch=0))[0]
+    blanked = (inputs != before)[:, 0]
+    assert ((inputs == 0) | (inputs == before)).all()
+    assert (blanked.flatten(1).sum(1) <= 4).all()
+    moves = datasets._draw_moves(Augmentation(cutout=2), (8, 5), 40_000, seed=0, epoch=0)
+    for axis, size in ((3, 8), (4, 5)):
+        counts = torch.bincount(moves[:, axis], minlength=size)
+        assert len(counts) == size
+        assert (counts - 40_000 // size).abs().max() < 400
+    assert not moves[:, :3].any()
+
+
 def test_moves_are_spread_evenly_over_all_that_is_allowed() -> None:
-    moves = datasets._draw_moves(Augmentation(shift=4, flip=True), 90_000, seed=0, epoch=0)
+    moves = datasets._draw_moves(Augmentation(shift=4, flip=True), (32, 32), 90_000, seed=0, epoch=0)
+    assert not moves[:, 3:].any()
+    moves = moves[:, :3]
     for axis in (0, 1):
         counts = torch.bincount(moves[:, axis] + 4, minlength=9)
         assert len(counts) == 9
@@ -741,6 +778,8 @@ def test_text_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         ("digits", {"image_size": 32}, r"found `image_size`, which this data set does not have"),
         ("mnist", {"context": 32}, r"found `context`, which this data set does not have"),
         ("text", {"shift": 1}, r"found `shift`, which this data set does not have"),
+        ("text", {"cutout": 1}, r"found `cutout`, which this data set does not have"),
+        ("digits", {"cutout": -1}, r"`cutout`: found -1"),
         ("text", {"context": 0}, r"`context`: found 0, expected at least 1"),
         ("imagefolder", {"image_size": 0}, r"`image_size`: found 0, expected at least 1"),
     ],

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from selfcompress import SelfCompressor, load, scoring
 from selfcompress.errors import CheckpointError, DataError, FormatError, NonFiniteError, OutputError, UsageError
@@ -455,6 +456,26 @@ def test_part_of_a_run_is_its_beginning(finished: tuple[Path, training.Result], 
     assert (tmp_path / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_layers_compute_in_the_precision_asked_for_in_training_and_in_float_when_scored(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+
+    def linear(inputs: Tensor, *rest: Tensor) -> Tensor:
+        result = original(inputs, *rest)
+        if result.device.type == "cpu" and len(inputs) > 2:  # not the look at the network beforehand
+            seen[torch.is_grad_enabled()].add(result.dtype)
+        return result
+
+    original = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    result = training.train(replace(SMALL, precision=precision, epochs=2, gamma=0.01), tmp_path)
+    assert seen == {True: {getattr(torch, precision)}, False: {torch.float32}}
+    assert result.score == result.trained_score
+    assert result.score.accuracy > 0.5
+
+
 def test_training_works_in_a_thread(tmp_path: Path) -> None:
     results: list[training.Result] = []
     thread = threading.Thread(target=lambda: results.append(training.train_float(FIRST, tmp_path)))
@@ -509,6 +530,8 @@ def test_gamma_rises_linearly_and_stays() -> None:
         {"teacher_temperature": 0.0},
         {"activation_bits": 8.5},
         {"activation_gamma": -0.1},
+        {"cutout": -1},
+        {"precision": "float16"},
     ],
 )
 def test_a_recipe_refuses_what_cannot_work(change: dict[str, Any]) -> None:

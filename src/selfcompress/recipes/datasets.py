@@ -90,7 +90,8 @@ IMAGE_SIZE = 64
 CONTEXT = 128
 """Characters in one sample of `text`, unless told otherwise."""
 
-_ORDER, _SHIFT_Y, _SHIFT_X, _FLIP, _OFFSET, _HOLD_OUT = range(6)  # the independent streams of random numbers
+# the independent streams of random numbers
+_ORDER, _SHIFT_Y, _SHIFT_X, _FLIP, _OFFSET, _HOLD_OUT, _CUTOUT_Y, _CUTOUT_X = range(8)
 _HOLD_OUT_SEED = 20230130
 
 
@@ -120,9 +121,12 @@ class Augmentation:
     """Whether half of them are mirrored left to right."""
     border: Literal["mirror", "black"] = "mirror"
     """What comes in from outside when an image is moved."""
+    cutout: int = 0
+    """Side in pixels of a square that is blanked at a random place, which may lie partly outside (arXiv 1708.04552);
+    blank is the mean of the training set."""
 
     def __bool__(self) -> bool:
-        return self.shift > 0 or self.flip
+        return self.shift > 0 or self.flip or self.cutout > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +202,7 @@ class Dataset:
         if self.kind == "text":
             order = order * self.input_shape[0] + (self._offset(seed, epoch) if augment else 0)
         elif augment and self.augmentation:
-            moves = _draw_moves(self.augmentation, len(order), seed, epoch)
+            moves = _draw_moves(self.augmentation, self.input_shape[1:], len(order), seed, epoch)
         return Batches(self, self.train, order, moves, batch_size, torch.device(device), start)
 
     def test_batches(self, batch_size: int, device: torch.device | str = "cpu") -> "Batches":
@@ -275,7 +279,8 @@ class Batches:
     order: Tensor
     """Of every sample: its index, or the position of its first character."""
     moves: Tensor | None
-    """(samples, 3): shift down, shift right, mirrored; None where nothing is varied."""
+    """(samples, 5): shift down, shift right, mirrored, row and column of the center of the square that is blanked; None
+    where nothing is varied."""
     batch_size: int
     device: torch.device
     start: int
@@ -295,9 +300,11 @@ class Batches:
             inputs, targets = (tokens.to(self.device) for tokens in windows)
             return inputs, targets
         inputs, targets = self.split.inputs[index].to(self.device), self.split.targets[index].to(self.device)
-        if self.moves is not None:
-            inputs = _move(inputs, self.moves[part].to(self.device), self.dataset.augmentation.border)
-        return self.dataset.normalize(inputs), targets
+        if self.moves is None:
+            return self.dataset.normalize(inputs), targets
+        moves, augmentation = self.moves[part].to(self.device), self.dataset.augmentation
+        inputs = self.dataset.normalize(_move(inputs, moves, augmentation.border))
+        return (_blank(inputs, moves, augmentation.cutout) if augmentation.cutout else inputs), targets
 
 
 def load_dataset(
@@ -306,6 +313,7 @@ def load_dataset(
     *,
     validation: int = 0,
     shift: int | None = None,
+    cutout: int = 0,
     image_size: int | None = None,
     context: int | None = None,
 ) -> Dataset:
@@ -320,6 +328,7 @@ def load_dataset(
             is not used.
         shift: by how many pixels training images are moved at most when they are augmented, >= 0; None for 4
             (`cifar10`), an eighth of the size (`imagefolder`), 2 (`mnist`, `fashion-mnist`), or 1 (`digits`).
+        cutout: side in pixels of the square that is blanked in augmented training images, >= 0.
         image_size: for `imagefolder` only: height and width in pixels, >= 1; None for 64.
         context: for `text` only: characters per sample, >= 1; None for 128.
 
@@ -329,15 +338,16 @@ def load_dataset(
     where = f"load_dataset({name!r})"
     if name not in DATASETS:
         raise UsageError(f"`{where}`: expected one of {_listed(DATASETS)}\nhint: spell the name as listed")
-    _check_at_least(0, validation=validation, shift=0 if shift is None else shift)
+    _check_at_least(0, validation=validation, shift=0 if shift is None else shift, cutout=cutout)
     for option, value, fits in (
         ("image_size", image_size, name == "imagefolder"),
         ("context", context, name == "text"),
         ("shift", shift, name != "text"),
+        ("cutout", cutout or None, name != "text"),
     ):
         if value is not None and not fits:
             raise UsageError(f"`{where}`: found `{option}`, which this data set does not have\nhint: leave it out")
-        if option != "shift":
+        if option not in ("shift", "cutout"):
             _check_at_least(1, **{option: 1 if value is None else value})
 
     if name == "digits":
@@ -352,6 +362,8 @@ def load_dataset(
         dataset = _load_idx(name, _data_path(name, data_dir))
     if shift is not None:
         dataset = replace(dataset, augmentation=replace(dataset.augmentation, shift=shift))
+    if cutout:
+        dataset = replace(dataset, augmentation=replace(dataset.augmentation, cutout=cutout))
     if dataset.kind == "image" and dataset.augmentation.shift >= min(dataset.input_shape[1:]):
         found, size = dataset.augmentation.shift, min(dataset.input_shape[1:])
         raise UsageError(
@@ -372,9 +384,19 @@ def _permutation(count: int, seed: int, epoch: int, purpose: int) -> NDArray[np.
     return np.argsort(_draw(count, seed, epoch, purpose), kind="stable")
 
 
-def _draw_moves(augmentation: Augmentation, count: int, seed: int, epoch: int) -> Tensor:
-    """Moves (count, 3) int64: shift down and shift right, -shift … shift, and mirrored, 0 or 1."""
-    ranges = {_SHIFT_Y: 2 * augmentation.shift + 1, _SHIFT_X: 2 * augmentation.shift + 1, _FLIP: 1 + augmentation.flip}
+def _draw_moves(augmentation: Augmentation, size: tuple[int, ...], count: int, seed: int, epoch: int) -> Tensor:
+    """Moves (count, 5) int64 of images of `size` (height, width).
+
+    Shift down and shift right, -shift … shift; mirrored, 0 or 1; row and column of a pixel.
+    """
+    shifts = 2 * augmentation.shift + 1
+    ranges = {
+        _SHIFT_Y: shifts,
+        _SHIFT_X: shifts,
+        _FLIP: 1 + augmentation.flip,
+        _CUTOUT_Y: size[0] if augmentation.cutout else 1,
+        _CUTOUT_X: size[1] if augmentation.cutout else 1,
+    }
     # The upper half of a raw number, so that the remainder is taken from its best bits.
     columns = [(_draw(count, seed, epoch, purpose) >> 32) % n for purpose, n in ranges.items()]
     moves = torch.from_numpy(np.stack(columns, axis=1).astype(np.int64))
@@ -382,8 +404,18 @@ def _draw_moves(augmentation: Augmentation, count: int, seed: int, epoch: int) -
     return moves
 
 
+def _blank(images: Tensor, moves: Tensor, side: int) -> Tensor:
+    """Normalised images (B, C, H, W), in place, each with zeros in a square around its pixel of `moves` (B, 5)."""
+    first = moves[:, 3:] - side // 2
+    height, width = (
+        torch.arange(size, device=images.device) - first[:, i : i + 1] for i, size in enumerate(images.shape[2:])
+    )
+    inside = [(i >= 0) & (i < side) for i in (height, width)]
+    return images.masked_fill_((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+
+
 def _move(images: Tensor, moves: Tensor, border: Literal["mirror", "black"]) -> Tensor:
-    """Images (B, C, H, W), each moved, and then mirrored, by its own row of `moves` (B, 3).
+    """Images (B, C, H, W), each moved, and then mirrored, by its own row of `moves` (B, 5).
 
     The same as padding, cropping and flipping, but in one gather over the whole batch. A mirrored border leaves out
     the edge pixel itself (numpy and torch call that `reflect`).
@@ -391,7 +423,7 @@ def _move(images: Tensor, moves: Tensor, border: Literal["mirror", "black"]) -> 
     batch, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device) - moves[:, :1]
     columns = torch.arange(width, device=images.device).expand(batch, width)
-    columns = torch.where(moves[:, 2:] == 1, width - 1 - columns, columns) - moves[:, 1:2]
+    columns = torch.where(moves[:, 2:3] == 1, width - 1 - columns, columns) - moves[:, 1:2]
     index = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]
     index = index.view(batch, 1, height * width).expand(batch, channels, height * width)
     moved = images.reshape(batch, channels, height * width).gather(2, index).view(images.shape)

@@ -15,6 +15,7 @@ from ..errors import CheckpointError, FormatError, UsageError
 from ..quantizer import GRIDS, Grid
 
 Optimizer = Literal["adam", "adamw", "sgd"]
+Precision = Literal["float32", "bfloat16"]
 LEARNING_RATE_FLOOR = 0.01
 """Share of the learning rate that is left at the end of the annealing."""
 
@@ -79,6 +80,11 @@ class Recipe:
     """Whether training examples are varied, in the way of their data set: moved, mirrored, cut elsewhere."""
     shift: int | None = None
     """Pixels by which images are moved at most; None for the data set's own. Not for `text`."""
+    cutout: int = 0
+    """Side in pixels of a square that is blanked at a random place of every training image, >= 0. Not for `text`."""
+    precision: Precision = "float32"
+    """Numbers that layers compute with in training: `float32`, or `bfloat16` by automatic mixed precision, which is
+    faster where the hardware has it. Weights, formats and prices are float32 in either case, and so is all scoring."""
     validation: int = 0
     """Training examples held out. When > 0, scores are taken on them and the test set is never looked at."""
     seed: int = 0
@@ -110,6 +116,8 @@ class Recipe:
             "label_smoothing": (0 <= self.label_smoothing < 1, "a number of 0 … 1"),
             "anneal": (0 <= self.anneal <= 1, "a number of 0 … 1"),
             "gamma_warmup": (0 <= self.gamma_warmup <= 1, "a number of 0 … 1"),
+            "cutout": (self.cutout >= 0, "a whole number >= 0"),
+            "precision": (self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
             "validation": (self.validation >= 0, "a whole number >= 0"),
         }
         for name, (good, expected) in checks.items():
