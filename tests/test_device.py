@@ -50,8 +50,14 @@ def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_a_channel_without_bits_is_cut_and_the_network_computes_the_same(name: str) -> None:
+def test_a_channel_without_bits_is_cut_and_the_network_computes_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfcompress.compressor.SILENCE_PER_STEP", 0.0)  # it changes what dead channels emit
     model, inputs = PATTERNS[name].example()
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("running_mean"):
+            buffer.zero_()  # so does a look, where a norm sees nothing but zeros
     model, inputs = model.to(DEVICE), tuple(map(to_device, inputs))
     compressor = sc.SelfCompressor(model, inputs, check_every=1, refresh_every=1, gamma=1e-3)
     optimizer = torch.optim.Adam(compressor.param_groups(lr=0.0))
@@ -72,8 +78,7 @@ def test_a_channel_without_bits_is_cut_and_the_network_computes_the_same(name: s
         optimizer.zero_grad()
         for after, expected in zip(outputs(model, inputs), before, strict=True):
             assert after.device.type == DEVICE
-            # a look takes what dead channels still emit towards zero by a thousandth
-            torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-2)
+            torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3)
     devices = {t.device.type for t in (*model.parameters(), *model.buffers())}
     assert devices == {DEVICE}
 
