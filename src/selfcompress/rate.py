@@ -48,24 +48,29 @@ class PriceTable:
     def __init__(self, model: LevelModel, levels: Tensor, taps: int = 1) -> None:
         self.model = model
         table = prices(model.decay, max(model.top, 1))
-        rows = _filled(model.rows, model.alive_rows)
-        columns = _filled(model.columns, model.alive_columns)
-        octaves = rows[:, None, None] + columns[None, :, None] + model.taps.astype(np.int16)[None, None, :]
-        index = torch.from_numpy((2 * octaves + np.int16(model.offset)).astype(np.int32))
-        index = index.reshape(levels.shape).to(levels.device)
+        device = levels.device
+
+        def on_device(values: NDArray[np.int16]) -> Tensor:
+            return torch.from_numpy(values).to(device, torch.int32)
+
+        rows = on_device(_filled(model.rows, model.alive_rows))
+        columns = on_device(_filled(model.columns, model.alive_columns))
+        octaves = columns[:, None] + on_device(model.taps.astype(np.int16))[None, :]
+        index = (2 * rows + model.offset)[:, None] + 2 * octaves.flatten()[None, :]
         self.levels: Tensor | None = None
         self.sign: Tensor | None = None
         self.same = self.opposite = 0.0
         if model.context is not None:
             self.levels = levels.to(torch.int8 if model.top < 128 else torch.int16)
             kind, self.sign = surroundings(self.levels, model.context.pitch)
-            index += torch.from_numpy(shifts(model.context).astype(np.int32)).to(levels.device)[kind.int()]
+            index += torch.from_numpy(shifts(model.context).astype(np.int32)).to(device)[kind.int()]
             share = positive_share(model.context.tilt) / 2**15
             self.same, self.opposite = -float(np.log2(2 * share)), -float(np.log2(2 - 2 * share))
         index.clamp_(0, INDICES - 1)
-        coded = torch.from_numpy(np.outer(model.alive_rows, np.repeat(model.alive_columns, taps))).to(levels.device)
-        zero = torch.as_tensor(table[:, 0], dtype=levels.dtype, device=levels.device)
-        first = torch.as_tensor(table[:, 1] - table[:, 0], dtype=levels.dtype, device=levels.device)
+        alive_rows, alive_columns = (torch.from_numpy(m).to(device) for m in (model.alive_rows, model.alive_columns))
+        coded = alive_rows[:, None] & alive_columns.repeat_interleave(taps)[None, :]
+        zero = torch.as_tensor(table[:, 0], dtype=levels.dtype, device=device)
+        first = torch.as_tensor(table[:, 1] - table[:, 0], dtype=levels.dtype, device=device)
         self.zero = zero[index].mul_(coded)
         self.first = first[index]
         mean = 2.0 ** ((model.decay - 8) / 2)
