@@ -7,7 +7,7 @@ import pytest
 
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "fusing"),
     ("contexts", "quantizer", "attention", "recurrent", "meta", "wire", "distilling", "following"),
     ("coder", "surroundings", "graph"),
     ("fitting", "rate", "container", "tracing", "copies", "optimizers"),

@@ -22,7 +22,16 @@ ROW = "resnet9-full-3%"
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rows on 8 × 8 digits, with few channels."""
     for name, recipe in train.FULL.items():
-        small = replace(recipe, dataset="digits", network="lenet-300-100", width=40, epochs=2, batch_size=256, lr=4e-3)
+        small = replace(
+            recipe,
+            dataset="digits",
+            network="lenet-300-100",
+            width=40,
+            epochs=2,
+            batch_size=256,
+            lr=4e-3,
+            compile=False,
+        )
         monkeypatch.setitem(train.FULL, name, replace(small, target="9 %") if small.target else small)
 
 

@@ -259,6 +259,14 @@ def train_command(
             help="float32, or bfloat16 for layers in training: faster where the hardware has it.", rich_help_panel=HOW
         ),
     ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Round and price weights with kernels made by torch.compile: faster on a GPU.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     validation: Annotated[
         int | None,
         typer.Option(
@@ -330,6 +338,7 @@ def train_command(
         "augment": augment,
         "cutout": cutout,
         "precision": precision,
+        "compile": compile,
         "validation": validation,
         "seed": seed,
         "device": device,

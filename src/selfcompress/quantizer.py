@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .fusing import dot_rows, fused
 
 Grid = Literal["eq1", "symmetric"]
 GRIDS: tuple[Grid, ...] = ("eq1", "symmetric")
@@ -77,34 +78,45 @@ def to_levels(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tenso
     return torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None]).round_()
 
 
+def _rounded(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tensor:
+    """`to_levels` times the step 2^e."""
+    return to_levels(rows, bits, exponent, grid).mul_(torch.exp2(exponent)[:, None])
+
+
+def _gradients(grad: Tensor, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The straight-through gradients of the module's docstring, with respect to rows, bits and exponent."""
+    step = torch.exp2(exponent)[:, None]
+    low, high = (limit[:, None] for limit in limits(bits, grid))
+    scaled = rows / step
+    clipped = torch.minimum(torch.maximum(scaled, low), high)
+    # -1, 0, +1 for weights below, inside and above the range
+    side = torch.sub(scaled, clipped).sign_()
+    # round(clipped) - (scaled where inside): the bracket of dq/de = ln2 · 2^e · [...], for both cases at once
+    bracket = clipped.round().addcmul_(scaled, (side == 0).to(scaled.dtype), value=-1)
+    grad_exponent = dot_rows(grad, bracket) * step[:, 0] * LN2
+    grad_bits = dot_rows(grad, side) * step[:, 0] * torch.exp2(bits - 1) * LN2
+    return grad * (side == 0), grad_bits, grad_exponent
+
+
 class _Quantize(torch.autograd.Function):
-    """`to_levels` times the step 2^e, with the straight-through gradient of the module's docstring."""
+    """`_rounded`, with `_gradients`."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tensor:
-        ctx.grid = grid
+    def forward(ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, compile: bool) -> Tensor:
+        ctx.grid, ctx.compile = grid, compile
         ctx.save_for_backward(rows, bits, exponent)
-        return to_levels(rows, bits, exponent, grid).mul_(torch.exp2(exponent)[:, None])
+        return fused(_rounded, compile=compile)(rows, bits, exponent, grid)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         rows, bits, exponent = ctx.saved_tensors
-        step = torch.exp2(exponent)[:, None]
-        low, high = (limit[:, None] for limit in limits(bits, ctx.grid))
-        scaled = rows / step
-        clipped = torch.minimum(torch.maximum(scaled, low), high)
-        # -1, 0, +1 for weights below, inside and above the range
-        side = torch.sub(scaled, clipped).sign_()
-        grad_rows = grad * (side == 0)
-        # round(clipped) - (scaled where inside): the bracket of dq/de = ln2 · 2^e · [...], for both cases at once
-        bracket = clipped.round().addcmul_(scaled, (side == 0).to(scaled.dtype), value=-1)
-        grad_exponent = torch.einsum("cn,cn->c", grad, bracket) * step[:, 0] * LN2
-        grad_bits = torch.einsum("cn,cn->c", grad, side) * step[:, 0] * torch.exp2(bits - 1) * LN2
-        return grad_rows, grad_bits, grad_exponent, None
+        return *fused(_gradients, compile=ctx.compile)(grad, rows, bits, exponent, ctx.grid), None, None
 
 
-def quantize(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid = "symmetric") -> Tensor:
+def quantize(
+    rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid = "symmetric", *, compile: bool = False
+) -> Tensor:
     """Round `rows` (C, n) to the grids of their channels: eq. 1 of arXiv 2301.13142 or its symmetric sister.
 
     Args:
@@ -112,11 +124,12 @@ def quantize(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid = "symmetr
         bits: (C,) bit depths, >= 0.
         exponent: (C,) base-2 logarithms of the step between two levels.
         grid: `"eq1"` or `"symmetric"`.
+        compile: compute with kernels made by `torch.compile`.
 
     Returns:
         The quantised weights, same shape; differentiable in all three tensors.
     """
-    return cast(Tensor, _Quantize.apply(rows, bits, exponent, grid))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Quantize.apply(rows, bits, exponent, grid, compile))  # type: ignore[no-untyped-call]
 
 
 class _Snap(torch.autograd.Function):
@@ -147,6 +160,7 @@ class ChannelQuantizer(nn.Module):
         resolution: the exponent that is *used* is rounded to multiples of 1/resolution, because the file stores it so;
             None uses it as it is (as published).
         original_shape: the shape of the tensor before anything was removed.
+        compiled: whether training computes with kernels made by `torch.compile`.
     """
 
     per_channel = ("bits", "exponent")
@@ -174,6 +188,7 @@ class ChannelQuantizer(nn.Module):
             )
         self.axis, self.groups, self.grid, self.resolution = axis, groups, grid, resolution
         self.original_shape = tuple(weight.shape)
+        self.compiled = False
         rows = to_rows(weight.detach(), axis, groups)
         self.bits = nn.Parameter(rows.new_full((rows.shape[0],), initial_bits))
         self.exponent = nn.Parameter(initial_exponent(rows, initial_bits, grid))
@@ -195,7 +210,8 @@ class ChannelQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantise `weight`; any shape whose output channels are the ones this was made for."""
-        quantized = quantize(self.rows(weight), self.bits, self.used_exponent(), self.grid)
+        compile = self.compiled and self.training
+        quantized = quantize(self.rows(weight), self.bits, self.used_exponent(), self.grid, compile=compile)
         return from_rows(quantized, tuple(weight.shape), self.axis, self.groups)
 
     def extra_repr(self) -> str:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .coder import INDICES, Ints, LevelModel, positive_share, prices
+from .fusing import dot_rows, fused
 from .quantizer import LN2, Grid, limits
 from .surroundings import shifts, surroundings
 
@@ -43,6 +44,7 @@ class PriceTable:
         sign: (rows, columns · taps) the sign that neighbours make likely, or 0; None where no model looks at them.
         same, opposite: bits that a level of this sign, or of the other, costs more than `first`.
         further: bits of each further level.
+        numbers: (3,) mean and half the difference of `same` and `opposite`, and `further`.
     """
 
     def __init__(self, model: LevelModel, levels: Tensor, taps: int = 1) -> None:
@@ -75,51 +77,81 @@ class PriceTable:
         self.first = first[index]
         mean = 2.0 ** ((model.decay - 8) / 2)
         self.further = float(np.log2((1 + mean) / mean))
+        numbers = [(self.same + self.opposite) / 2, (self.same - self.opposite) / 2, self.further]
+        self.numbers = torch.tensor(numbers, dtype=levels.dtype, device=device)
 
     def first_of(self, sign: Tensor) -> Tensor:
         """(rows, columns · taps) bits that a level of ±1 with this sign costs more than a zero."""
-        if self.sign is None:
-            return self.first
-        agreement = sign * self.sign
-        mean, half = (self.same + self.opposite) / 2, (self.same - self.opposite) / 2
-        return self.first + mean * agreement.square() + half * agreement
+        return _first_of(sign, self.first, self.sign, self.numbers)
+
+
+def _first_of(sign: Tensor, first: Tensor, likely: Tensor | None, numbers: Tensor) -> Tensor:
+    if likely is None:
+        return first
+    mean, half, _ = numbers.unbind()
+    agreement = sign * likely
+    return first + mean * agreement.square() + half * agreement
+
+
+def _price(
+    rows: Tensor,
+    bits: Tensor,
+    exponent: Tensor,
+    grid: Grid,
+    zero: Tensor,
+    first: Tensor,
+    likely: Tensor | None,
+    numbers: Tensor,
+    gradients: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Price of a matrix, and, if asked for, its gradients with respect to rows, bits and exponent."""
+    step = torch.exp2(exponent)[:, None]
+    scaled = rows / step
+    low, high = limits(bits, grid)
+    clipped = torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None])
+    size = clipped.abs()
+    level = size.round()
+    sign = scaled.sign()
+    first = _first_of(sign, first, likely, numbers)
+    further = numbers[2]
+    total = zero.sum() + torch.where(level > 0, first + (level - 1) * further, 0.0).sum()
+    if not gradients:
+        return total, None, None, None
+    # The slope of the price in the real level, away from zero; 2|u|·first below one level, see the module.
+    # Where nearly all weights live, a zero is the rarest and dearest level: a network of ±1 would never leave
+    # that state, so the gradient takes the price for unimodal.
+    pull = torch.maximum(first, further)
+    slope = torch.where(size < 1, 2 * size * pull, further).mul_(sign)
+    outside = scaled != clipped
+    edge = dot_rows(slope.abs(), outside.to(slope.dtype))
+    slope = slope.masked_fill_(outside, 0.0)
+    for_exponent = dot_rows(slope, scaled).mul_(-LN2)
+    return total, slope.div_(step), edge.mul_(torch.exp2(bits - 1) * LN2), for_exponent
 
 
 class _CodeLength(torch.autograd.Function):
     """Price of the levels of a matrix; its gradient is worked out on the way, so that one matrix is kept, not five."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable) -> Tensor:
-        step = torch.exp2(exponent)[:, None]
-        scaled = rows / step
-        low, high = limits(bits, grid)
-        clipped = torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None])
-        size = clipped.abs()
-        level = size.round()
-        sign = scaled.sign()
-        first = table.first_of(sign)
-        total = table.zero.sum() + torch.where(level > 0, first + (level - 1) * table.further, 0.0).sum()
-        if any(ctx.needs_input_grad):
-            # The slope of the price in the real level, away from zero; 2|u|·first below one level, see the module.
-            # Where nearly all weights live, a zero is the rarest and dearest level: a network of ±1 would never leave
-            # that state, so the gradient takes the price for unimodal.
-            pull = first.clamp(min=table.further)
-            slope = torch.where(size < 1, 2 * size * pull, table.further).mul_(sign)
-            outside = scaled != clipped
-            edge = torch.einsum("cn,cn->c", slope.abs(), outside.to(slope.dtype))
-            slope.masked_fill_(outside, 0.0)
-            grad_exponent = torch.einsum("cn,cn->c", slope, scaled).mul_(-LN2)
-            ctx.save_for_backward(slope.div_(step), edge.mul_(torch.exp2(bits - 1) * LN2), grad_exponent)
+    def forward(
+        ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable, compile: bool
+    ) -> Tensor:
+        total, *gradients = fused(_price, compile=compile)(
+            rows, bits, exponent, grid, table.zero, table.first, table.sign, table.numbers, any(ctx.needs_input_grad)
+        )
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         (grad,) = grads
         for_rows, for_bits, for_exponent = ctx.saved_tensors
-        return for_rows * grad, for_bits * grad, for_exponent * grad, None, None
+        return for_rows * grad, for_bits * grad, for_exponent * grad, None, None, None
 
 
-def code_length(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable) -> Tensor:
+def code_length(
+    rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable, *, compile: bool = False
+) -> Tensor:
     """Bits of the code of a weight matrix at its current levels, differentiable in all three tensors.
 
     Args:
@@ -128,11 +160,12 @@ def code_length(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table:
         exponent: (C,) base-2 logarithms of the steps, as used by the network.
         grid: grid of the levels.
         table: prices from a model that was fitted to levels of this matrix, perhaps some steps ago.
+        compile: compute with kernels made by `torch.compile`.
 
     Returns:
         Scalar, in bits. The weights' own code only: for what describes the model see `side_bits`.
     """
-    return cast(Tensor, _CodeLength.apply(rows, bits, exponent, grid, table))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _CodeLength.apply(rows, bits, exponent, grid, table, compile))  # type: ignore[no-untyped-call]
 
 
 def bit_depth(bits: Tensor, living_inputs: Tensor | float) -> Tensor:

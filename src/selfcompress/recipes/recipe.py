@@ -85,6 +85,8 @@ class Recipe:
     precision: Precision = "float32"
     """Numbers that layers compute with in training: `float32`, or `bfloat16` by automatic mixed precision, which is
     faster where the hardware has it. Weights, formats and prices are float32 in either case, and so is all scoring."""
+    compile: bool = False
+    """Whether rounding and pricing of weights are compiled by `torch.compile`."""
     validation: int = 0
     """Training examples held out. When > 0, scores are taken on them and the test set is never looked at."""
     seed: int = 0

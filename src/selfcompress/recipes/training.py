@@ -113,7 +113,7 @@ def train(
     """Train and compress a network, and write its file.
 
     Args:
-        recipe: what to train. When resuming it must equal the run's own, up to device and data folder.
+        recipe: what to train. When resuming it must equal the run's own, up to device, data folder and `compile`.
         out_dir: folder of the run; made if it is missing.
         resume: go on with the run that is there.
         graph: write the network's graph into the file, too, so that it loads without the network's code.
@@ -309,7 +309,7 @@ def _check_same_run(folder: Path, checkpoint: dict[str, Any], recipe: Recipe, co
     # a run of an older version lacks fields: it was made with what is their default
     started, wanted = Recipe.from_dict(checkpoint["recipe"]).to_dict(), recipe.to_dict()
     for name, value in wanted.items():
-        if name not in ("device", "data_dir") and started[name] != value:
+        if name not in ("device", "data_dir", "compile") and started[name] != value:
             raise CheckpointError(
                 f"`{folder}`: the run was started with `{name}` = `{started[name]}`, not `{value}`\n"
                 "hint: resume with the options it was started with (`--resume` and `--out` are enough), "
@@ -339,6 +339,7 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
             grid=recipe.grid,
             activation_bits=recipe.activation_bits,
             activation_gamma=recipe.activation_gamma,
+            compile=recipe.compile,
             **_dial(recipe, dataset, float_bytes),
         )
         if checkpoint is not None:
