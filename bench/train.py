@@ -26,7 +26,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,9 @@ def _results(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, dict[str,
                 yield waiting[future], future.result()
             except OutOfTimeError as stop:
                 print(stop)
+                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+            except CancelledError:
+                pass
 
 
 if __name__ == "__main__":
