@@ -26,7 +26,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from selfcompress.costs import Macs, read_cost
 from selfcompress.packing import load
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe, default_recipe
-from selfcompress.recipes.training import CHECKPOINT, FILE, build_for, train, train_float
+from selfcompress.recipes.training import CHECKPOINT, FILE, RESULT, build_for, train, train_float
 
 TEXT = Recipe(
     dataset="text", network="gpt", epochs=8, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8,
@@ -194,6 +194,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             keep(record, args.records)
 
 
+def _run_in_time(job: Job) -> dict[str, Any]:
+    """As `run`, but what has not begun at the deadline does not begin."""
+    if minutes_now() > job.deadline and not (job.runs / f"{job.name}-{job.recipe.seed}" / RESULT).exists():
+        raise OutOfTimeError(f"{job.name} {job.recipe.seed}: no time to begin; the same command goes on")
+    return run(job)
+
+
 def _results(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Each job with its result, as they are done; those that time is too short for are left out."""
     if at_once == 1:
@@ -206,15 +213,12 @@ def _results(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, dict[str,
         return
     # a process that has begun with CUDA cannot be forked
     with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(run, job): job for job in jobs}
+        waiting = {pool.submit(_run_in_time, job): job for job in jobs}
         for future in as_completed(waiting):
             try:
                 yield waiting[future], future.result()
             except OutOfTimeError as stop:
                 print(stop)
-                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
-            except CancelledError:
-                pass
 
 
 if __name__ == "__main__":
