@@ -3,8 +3,10 @@
     Σ λ_i · C_i / C_i(start)
 
 A λ that has a target is set by a controller of its own, as γ is (`budget.py`, `steering.py`): it is told the cost of
-what lives. Over the last steps, channels that are over a target are taken away
-(`thinning.py`), and after the last one what is dead is cut at once, so that the reading is what was asked for.
+what lives, and follows the same planned path. Channels die late and many at once, so λ alone overshoots: whatever is
+above the path is taken away at each update, those channels first that matter least for what they cost (`thinning.py`),
+and λ has little more to do than to prepare them for it. After the last step what is dead is cut at once, so that the
+reading is what was asked for.
 """
 
 import copy
@@ -178,14 +180,15 @@ class Prices:
         return bool(self._steered) and step == self._pricing.total_steps
 
     def thin(self, step: int) -> tuple[str, ...]:
-        """Take channels away that are over a target, late in the run; to be called after each step, before a cut."""
+        """Take channels away that are above the path to a target; to be called after each step, before a cut."""
         notes = []
         for cost, steering in self._steered.items():
-            if steering.due(step) and step >= TRIMMING * self._pricing.total_steps:
-                limit = self._pricing.limits[cost]
+            if steering.due(step) and steering.budget.started:
+                planned = 1.0 if step >= TRIMMING * self._pricing.total_steps else steering.budget.path(step) / PARTS
+                limit = planned * self._pricing.limits[cost]
                 number = thin(self._model, self._axes, self._kept, self._liveness, cost.amount, limit)
                 if number:
-                    notes.append(f"{number} channels zeroed to meet the target of {cost.show(limit)}")
+                    notes.append(f"{number} channels zeroed on the way to {cost.show(self._pricing.limits[cost])}")
         return tuple(notes)
 
     def steer(self, step: int) -> tuple[str, ...]:

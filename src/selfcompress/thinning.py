@@ -1,4 +1,4 @@
-"""The last channels of a target: takes away those that matter least for what they cost, until the network fits.
+"""Channels above a target, or above the path to it: takes away those that matter least for what they cost.
 
 A member of a class is worth what keeps it alive (the s of `widths.py`, over both of its sides), and costs what would
 be saved without it. Those that are worth least for their cost go first; as they go, the others' costs change, so they
