@@ -155,6 +155,17 @@ def _with_widths(attributes: Sequence[Attribute], c: ChannelClass) -> list[Attri
     return [replace(a, width=head * c.size) for a in heads if head > 1 and head * c.size % a.value == 0]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is found on a copy that has been cut."""
+
+    classes: tuple[ChannelClass, ...]
+    kept: Kept
+    positions: Positions
+    shapes: dict[str, tuple[int, ...]]
+    """Of its parameters and buffers."""
+
+
 class _Trial:
     """Cuts copies of a network and compares how they run."""
 
@@ -170,24 +181,24 @@ class _Trial:
         """Those of the classes with which the network is not the same when that many members are left, and why."""
         broken: dict[int, str] = {}
 
-        def search(units: Sequence[Sequence[int]]) -> None:
-            reason = self._breaks({i: members_left(i) for unit in units for i in unit})
-            if reason is not None and len(units) == 1:
+        def search(units: Sequence[Sequence[int]], reason: str) -> None:
+            """Which of the units, that are known to break something together, do so alone."""
+            if len(units) == 1:
                 broken.update(dict.fromkeys(units[0], reason))
-            elif reason is not None:
-                half = len(units) // 2
-                search(units[:half])
-                search(units[half:])
+                return
+            half = len(units) // 2
+            for part in (units[:half], units[half:]):
+                why = self._breaks({i: members_left(i) for unit in part for i in unit})
+                if why is not None:
+                    search(part, why)
 
         remaining = list(classes)
-        while remaining:
+        while remaining and (reason := self._breaks({i: members_left(i) for i in remaining})) is not None:
             known = len(broken)
-            search(self._alike(remaining))
+            search(self._alike(remaining), reason)
             if len(broken) == known:
-                if self._breaks({i: members_left(i) for i in remaining}) is not None:
-                    # each half runs, the whole does not: trust none of them
-                    broken.update(dict.fromkeys(remaining, "only together with others"))
-                break
+                # each half runs, the whole does not: trust none of them
+                broken.update(dict.fromkeys(remaining, "only together with others"))
             remaining = [i for i in remaining if i not in broken]
         return broken
 
@@ -253,6 +264,8 @@ class _Trial:
             following = {i: tuple(a for a in attributes if _kind(a) == kind) for i, attributes in dividing.items()}
             changed = (replace(c, attributes=following.get(i, c.attributes)) for i, c in enumerate(self.axes.classes))
             self.axes = replace(self.axes, classes=tuple(changed))
+            if self._breaks({i: self.axes.classes[i].size - 1 for i in names}) is not None:
+                continue  # whichever of them it is
             if not self.problems(names) and not self._mistakes(following):
                 return True
         return False
@@ -271,42 +284,53 @@ class _Trial:
 
     def moved(self, classes: Sequence[int]) -> dict[int, str]:
         """Those of the classes whose channels are tied otherwise once one of them is gone, as positions are fixed."""
-        broken: dict[int, str] = {}
-        remaining = list(classes)
-        while remaining:
-            # with fewer members left, a class would not be found again
-            cut = {i: c.size - 1 for i in remaining if (c := self.axes.classes[i]).size - 1 > c.least}
-            shadow, kept = self._cut(cut)
-            found = {(c.slots, c.noise) for c in find_axes(shadow, on_meta(self.inputs, real=self.real)).classes}
-            positions = Positions(shadow, self.axes, kept)
-            new = []
-            for i in remaining:
-                c = self.axes.classes[i]
-                slots = tuple(replace(s, indices=positions.all_now(s, kept.members[i])) for s in c.slots)
-                if (slots, c.noise) not in found:
-                    new.append(i)
+        sizes = {i: self.axes.classes[i].size - 1 for i in classes}
+        # with fewer members left, a class would not be found again
+        few = {i: left for i, left in sizes.items() if left <= self.axes.classes[i].least}
+        many = {i: left for i, left in sizes.items() if i not in few}
+        if not sizes:
+            return {}
+        look = self._look(sizes)
+        if not self._moved_in(look, many) and not self._divided_in(look, few):
+            return {}
+        broken: list[int] = []
+        while cut := {i: left for i, left in many.items() if i not in broken}:  # those that others have moved may stay
+            new = self._moved_in(self._look(cut), cut)
             if not new:
                 break
-            broken.update(dict.fromkeys(new, _BY_NUMBER))
-            remaining = [i for i in remaining if i not in broken]
-        return broken | dict.fromkeys(self._divided(classes), _BY_NUMBER)
+            broken += new
+        return dict.fromkeys([*broken, *(self._divided_in(self._look(few), few) if few else ())], _BY_NUMBER)
 
-    def _divided(self, classes: Sequence[int]) -> list[int]:
+    def _look(self, cut: dict[int, int]) -> _Look:
+        """What is found on a copy in which only so many members of these classes are left."""
+        shadow, kept = self._cut(cut)
+        classes = find_axes(shadow, on_meta(self.inputs, real=self.real)).classes
+        shapes = {name: tuple(t.shape) for name, t in (*shadow.named_parameters(), *shadow.named_buffers())}
+        return _Look(classes, kept, Positions(shadow, self.axes, kept), shapes)
+
+    def _moved_in(self, look: _Look, classes: Iterable[int]) -> list[int]:
+        """Those of the classes that are not found again."""
+        found = {(c.slots, c.noise) for c in look.classes}
+        new = []
+        for i in classes:
+            c = self.axes.classes[i]
+            slots = tuple(replace(s, indices=look.positions.all_now(s, look.kept.members[i])) for s in c.slots)
+            if (slots, c.noise) not in found:
+                new.append(i)
+        return new
+
+    def _divided_in(self, look: _Look, few: Iterable[int]) -> list[int]:
         """Those of the classes with one member to lose whose code takes what is left for as many members as before."""
-        few = {i: c.size - 1 for i in classes if (c := self.axes.classes[i]).size - 1 <= c.least}
-        if not few:
-            return []
-        shadow, kept = self._cut(few)
-        positions = Positions(shadow, self.axes, kept)
-        shapes = {name: t.shape for name, t in (*shadow.named_parameters(), *shadow.named_buffers())}
         found = [
             (c.size, {(s.tensor, s.axis, p) for s in c.slots for member in s.indices for p in member})
-            for c in find_axes(shadow, on_meta(self.inputs, real=self.real)).classes
+            for c in look.classes
         ]
 
         def left(i: int) -> set[tuple[str, int, int]]:
-            slots = [s for s in self.axes.classes[i].slots if shapes[s.tensor][s.axis] > 1]
-            return {(s.tensor, s.axis, p) for s in slots for m in kept.members[i] for p in positions.now(s, m)}
+            slots = [s for s in self.axes.classes[i].slots if look.shapes[s.tensor][s.axis] > 1]
+            return {
+                (s.tensor, s.axis, p) for s in slots for m in look.kept.members[i] for p in look.positions.now(s, m)
+            }
 
         return [i for i in few if any(size == self.axes.classes[i].size and left(i) <= own for size, own in found)]
 
