@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcompress.compressor import SelfCompressor
-from selfcompress.container import Contents, LevelTensor, NormTensor, RawTensor, read, size_bits, write
+from selfcompress.container import Contents, LevelTensor, NormTensor, Number, RawTensor, read, size_bits, write
 from selfcompress.converting import Format, compressed_tensors, convert
 from selfcompress.errors import FormatError, NonFiniteError, OutputError, UsageError
 from selfcompress.packing import contents_of, inspect, load, pack, save, unpack
@@ -327,22 +328,27 @@ def test_a_smaller_language_model_is_loaded_into_the_original() -> None:
 
 
 class Attending(nn.Module):
-    """Attention whose code keeps the number of its heads."""
+    """Attention whose code keeps the number of its heads: alone, or in a tuple or a list of sizes."""
 
-    def __init__(self, heads: int) -> None:
+    def __init__(self, heads: int, kept_in: type | None = None) -> None:
         super().__init__()
-        self.num_heads = heads
+        self.kept_in = kept_in
+        if kept_in is None:
+            self.num_heads = heads
+        else:
+            self.split = kept_in((3, heads, 4))
         self.qkv = nn.Linear(8, 3 * heads * 4)
         self.out = nn.Linear(heads * 4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).view(len(x), -1, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4)
+        split = (3, self.num_heads, 4) if self.kept_in is None else self.split
+        q, k, v = self.qkv(x).view(len(x), -1, *split).permute(2, 0, 3, 1, 4)
         return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def one_head_less() -> tuple[Attending, bytes]:
+def one_head_less(kept_in: type | None = None) -> tuple[Attending, bytes]:
     """A network that lost the second of its four heads, and its file."""
-    model = Attending(4)
+    model = Attending(4, kept_in)
     with torch.no_grad():
         for tensor, axis in ((model.qkv.weight, 0), (model.qkv.bias, 0), (model.out.weight, 1)):
             for start in range(4, tensor.shape[axis], 16):
@@ -352,7 +358,7 @@ def one_head_less() -> tuple[Attending, bytes]:
     for _ in range(2):
         compressor.penalty().backward()
         compressor.step(optimizer)
-    assert model.num_heads == 3
+    assert (model.num_heads if kept_in is None else model.split[1]) == 3
     return model, pack(model)
 
 
@@ -363,6 +369,29 @@ def test_a_number_that_followed_a_cut_is_saved_and_set_again() -> None:
     assert loaded.qkv.out_features == 36
     x = torch.randn(2, 3, 8)
     assert torch.allclose(loaded(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept_in", [tuple, list])
+def test_a_number_in_a_tuple_or_a_list_is_saved_and_set_again(kept_in: type) -> None:
+    model, data = one_head_less(kept_in)
+    assert Number("split.1", 3) in read(data).records
+    loaded = unpack(data, Attending(4, kept_in))
+    assert loaded.split == kept_in((3, 3, 4))
+    x = torch.randn(2, 3, 8)
+    assert torch.allclose(loaded(x), model(x), atol=1e-6)
+    for split in ((3,), (3, 2, 4), (3, "4", 4), None, 4):
+        into = Attending(4, kept_in)
+        into.split = split
+        unchanged(into, data, FormatError, r"`split.1`: the number 3 in the file, (nothing|`2`) in the network")
+
+
+@pytest.mark.parametrize(
+    "name", ["split.-1", "split.3", "split.1.0", "split.", "split", "__dict__.1", "no.split.1", "."]
+)
+def test_a_number_with_a_foreign_place_is_refused_and_nothing_is_changed(name: str) -> None:
+    contents = read(one_head_less(tuple)[1])
+    records = [replace(r, name=name) if isinstance(r, Number) else r for r in contents.records]
+    unchanged(Attending(4, tuple), write(replace(contents, records=tuple(records))), FormatError, "in the network")
 
 
 @pytest.mark.parametrize(

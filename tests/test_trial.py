@@ -261,6 +261,25 @@ def test_groups_that_are_counted_in_the_code_stay() -> None:
         assert axes_of(model, image()).classes == ()
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_number_in_a_tuple_or_a_list_follows(kind: type) -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shape = kind((-1, 3, 6))
+            self.a, self.b = nn.Linear(5, 18), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).view(*self.shape).sum(2))
+
+    model = randomised(Keeping().double())
+    axes = axes_of(model, vector())
+    (c,) = axes.classes
+    assert c.attributes == (Attribute("", "shape.1", 3),)
+    check_cut(model, vector(), axes, Kept.full(axes), 0, 1)
+    assert model.shape == kind((-1, 2, 6))
+
+
 def test_numbers_follow_in_every_block_that_is_alike() -> None:
     blocks = nn.Sequential(*(Attending(8, 4, "by number") for _ in range(3)))
     axes = axes_of(blocks.double(), numbers(2, 3, 8)())

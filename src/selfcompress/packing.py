@@ -51,7 +51,7 @@ from .following import FOLLOWED, follow
 from .graph import stored_names
 from .interpreting import StoredNetwork, build
 from .quantizer import ChannelQuantizer, from_rows
-from .shrinking import ORIGINAL_SIZES, sync_sizes
+from .shrinking import ORIGINAL_SIZES, own_size, put_size, sync_sizes
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -198,7 +198,7 @@ def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[T
                 records.append(RawTensor(name, _floats(getattr(module, tensor_name))))
     for prefix, module in model.named_modules():
         names = vars(module).get(ORIGINAL_SIZES, ())
-        records += [Number(f"{prefix}.{name}" if prefix else name, getattr(module, name)) for name in names]
+        records += [Number(f"{prefix}.{name}" if prefix else name, cast(int, own_size(module, name))) for name in names]
         followed = vars(module).get(FOLLOWED, {}).items()
         records += [Number(f"{prefix}.{name}{_WIDTH}" if prefix else name + _WIDTH, w) for name, (_, w) in followed]
     _add_activations(records, model)
@@ -361,8 +361,8 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
             sync_sizes(module)
     for module, name, value, width in following:
         if width is not None:
-            follow(module, name, getattr(module, name), width)
-        setattr(module, name, value)
+            follow(module, name, cast(int, own_size(module, name)), width)
+        put_size(module, name, value)
     for a in activations:
         place_rounding(into, _place(a), Rounding(a.exponent, a.top, a.signed))
     return into.eval()
@@ -376,7 +376,7 @@ def _followers(numbers: Sequence[Number], model: nn.Module) -> list[tuple[nn.Mod
     for number in values:
         module, name = _owner(number, model)
         width = widths.pop(number.name, None)
-        first = getattr(module, name)
+        first = cast(int, own_size(module, name))
         if width is not None and (width < first or width % first):
             raise _mismatch(number.name + _WIDTH, f"the width {width}", f"{first} heads, which do not divide it")
         found.append((module, name, number.value, width))
@@ -392,10 +392,14 @@ def _place(record: Activation) -> Place:
 
 def _owner(number: Number, model: nn.Module) -> tuple[nn.Module, str]:
     """The module and the name of the attribute that a number is for: there, whole, and no less than the number."""
+    modules = dict(model.named_modules())
     prefix, _, name = number.name.rpartition(".")
-    module = dict(model.named_modules()).get(prefix)
-    found = vars(module).get(name) if module is not None else None
-    if module is None or name.startswith("_") or type(found) is not int or not 0 < number.value <= found:
+    if prefix not in modules:  # an entry of a tuple: `blocks.0.attn.bias_shape.2`
+        prefix, _, attribute = prefix.rpartition(".")
+        name = f"{attribute}.{name}"
+    module = modules.get(prefix)
+    found = own_size(module, name) if module is not None else None
+    if module is None or found is None or not 0 < number.value <= found:
         raise _mismatch(number.name, f"the number {number.value}", "nothing" if found is None else f"`{found}`")
     return module, name
 

@@ -482,11 +482,32 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
     return notes
 
 
+def own_size(module: nn.Module, name: str) -> int | None:
+    """A whole number that a module keeps: an attribute, or, as in `bias_shape.2`, an entry of a tuple or a list."""
+    attribute, _, place = name.partition(".")
+    value: Any = None if attribute.startswith("_") else vars(module).get(attribute)
+    if place:
+        index = int(place) if place.isascii() and place.isdigit() else -1
+        value = value[index] if type(value) in (tuple, list) and 0 <= index < len(value) else None
+    return value if type(value) is int else None
+
+
+def put_size(module: nn.Module, name: str, value: int) -> None:
+    """Set a number that `own_size` reads."""
+    attribute, _, place = name.partition(".")
+    if place:
+        entries = list(getattr(module, attribute))
+        entries[int(place)] = value
+        setattr(module, attribute, type(getattr(module, attribute))(entries))
+    else:
+        setattr(module, attribute, value)
+
+
 def set_size(module: nn.Module, name: str, value: int) -> None:
     """Set a number that follows a size, such as `num_heads`, and note its first value in `original_sizes`."""
     originals = vars(module).setdefault(ORIGINAL_SIZES, {})
-    originals.setdefault(name, getattr(module, name))
-    setattr(module, name, value)
+    originals.setdefault(name, own_size(module, name))
+    put_size(module, name, value)
 
 
 ORIGINAL_SIZES = "_original_sizes"

@@ -8,7 +8,7 @@ line of the user's code.
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from .axes import Attribute, Axes, ChannelClass, FrozenAxis, find_axes
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
 from .following import could_be_mistaken
 from .meta import call
-from .shrinking import Kept, Positions, resize
+from .shrinking import Kept, Positions, own_size, resize
 
 
 class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -130,6 +130,15 @@ def _counts_heads(name: str) -> bool:
     return "head" in name and "dim" not in name and "size" not in name
 
 
+def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """The whole numbers that a module keeps for itself, also in tuples and lists: name as for `own_size`, value."""
+    for attribute, value in vars(module).items():
+        entries = range(len(value)) if type(value) in (tuple, list) else ()
+        for name in (attribute, *(f"{attribute}.{i}" for i in entries)):
+            if (number := own_size(module, name)) is not None:
+                yield name, number
+
+
 def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
     """Numbers in the modules around a class that say how many members, heads or channels it has."""
     sizes = {c.size, *(len(s.indices) * len(s.indices[0]) for s in c.slots)}
@@ -140,9 +149,7 @@ def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
             module = model.get_submodule(path)
             if type(module).__module__.startswith("torch.nn.modules"):
                 continue  # see `sync_sizes`
-            for name, value in vars(module).items():
-                if not isinstance(value, int) or isinstance(value, bool) or name.startswith("_"):
-                    continue
+            for name, value in _whole_numbers(module):
                 if value in sizes or (_counts_heads(name) and value > 0 and value % c.size == 0):
                     found[path, name] = value
     return [Attribute(path, name, value) for (path, name), value in found.items()]
@@ -151,7 +158,7 @@ def _may_follow(model: nn.Module, c: ChannelClass) -> list[Attribute]:
 def _with_widths(attributes: Sequence[Attribute], c: ChannelClass) -> list[Attribute]:
     """Numbers of heads whose code may divide the width of the input by them: that of all heads, as they are read."""
     head = max((len(s.indices[0]) for s in c.having("reads")), default=0)
-    heads = [a for a in attributes if _counts_heads(a.name) and a.value % c.size == 0]
+    heads = [a for a in attributes if _counts_heads(a.name) and "." not in a.name and a.value % c.size == 0]
     return [replace(a, width=head * c.size) for a in heads if head > 1 and head * c.size % a.value == 0]
 
 
