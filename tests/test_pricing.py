@@ -83,6 +83,26 @@ def test_each_cost_alone_is_met_and_gamma_keeps_its_meaning(target: str, cost: s
     assert compressor.unmet == ()
 
 
+def test_the_cost_falls_along_the_path_and_not_below_its_end() -> None:
+    """A price alone overshoots: channels die many at once, and do not come back."""
+    model, steps = network(), 200
+    compressor = attached(model, "50 % MACs", steps, gamma=0.0)
+    optimizer = torch.optim.Adam(compressor.param_groups(lr=4e-3))
+    living = []
+    for x, y in itertools.islice(data(), steps):
+        optimizer.zero_grad()
+        (F.cross_entropy(model(x), y) + compressor.penalty()).backward()
+        optimizer.step()
+        compressor.step(optimizer)
+        first, last = (c.levels() for c in compressor.compressed if c.quantizer.axis is not None)
+        units = (first != 0).any(1) & (last != 0).any(0)
+        living.append(int(units.sum()) * (20 + 4) / MACS)
+    assert living[0] == 1.0
+    assert 0.5 < living[steps // 4] < 0.9
+    assert all(share <= 1.21 * 0.5 for share in living[steps // 2 + 5 :])
+    assert 0.49 <= living[-1] <= 0.5
+
+
 def test_the_published_rate_meets_a_target_of_a_cost_too() -> None:
     model = network()
     compressor = attached(model, "1.2 kMAC", gamma=0.0, rate="bit-depth")

@@ -398,8 +398,8 @@ class SelfCompressor:
         if len(self.activations) != self._rounded:
             self._measure_fixed()
         thinned = self._prices.thin(self._steps) if self._prices else ()
-        last = bool(self._prices and self._prices.is_last(self._steps))
-        plan, notes = self._look(optimizers, copies, at_once=last) if look or last else (None, ())
+        at_once = bool(thinned) or bool(self._prices and self._prices.is_last(self._steps))
+        plan, notes = self._look(optimizers, copies, at_once=at_once) if look or at_once else (None, ())
         if self.rate == "code-length" and (plan or refresh):
             self._refresh()
         if self._steering and self._steering.due(self._steps):
