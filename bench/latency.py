@@ -8,8 +8,9 @@ Of every class of channels that can be cut, random members are kept, the same sh
 weights are left (as the published method leaves on CIFAR-10); where the residual width stays, what is left is more, and
 the record says how much. Weights are random: time does not depend on them, accuracy is not looked at. `int8` is what
 `selfcompress export --to onnx-int8` writes, with 6 bits for each weight. `padded` has its channels padded with zeros to
-multiples of 8. All are timed in one interleaved run. Sizes are those of the ONNX files, of the `.scn` file (without
-graph; of random levels, so it is larger than a trained network's), and 4 bytes for each number of the float network.
+multiples of 8; with `--auto`, `chosen` has as many in each layer as are fastest here (`export --multiple auto`). All
+are timed in one interleaved run. Sizes are those of the ONNX files, of the `.scn` file (without graph; of random
+levels, so it is larger than a trained network's), and 4 bytes for each number of the float network.
 Peak memory is beyond that of an empty network.
 
 Needs onnx, onnxscript and onnxruntime. torchvision may need `--path FOLDER` to be found and `--before MODULE`, a module
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from selfcompress.axes import Axes, find_axes
 from selfcompress.converting import Format, convert
-from selfcompress.exporting import compare_latency, onnx_files, open_source, pad_channels, sample
+from selfcompress.exporting import Kind, compare_latency, onnx_files, open_source, pad, pad_channels, sample
 from selfcompress.packing import save
 from selfcompress.recipes.networks import build_network
 from selfcompress.scoring import describe_machine, describe_versions
@@ -121,6 +122,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     networks["padded"], _ = files["onnx"]
     networks["padded, int8"], padded_notes = files["onnx-int8"]
     notes += cut_notes + padded_notes
+    if args.auto:
+        ways: tuple[tuple[Kind, str], ...] = (("onnx", "chosen"), ("onnx-int8", "chosen, int8"))
+        for kind, said in ways:
+            chosen, chosen_notes = pad(source, "auto", kind, calibration)
+            networks[said] = onnx_files(chosen, (kind,), calibration)[kind][0]
+            notes += chosen_notes
     compared = compare_latency(
         networks,
         inputs,
@@ -159,6 +166,7 @@ def main() -> None:
     parser.add_argument("--before", help="a module to import first")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--auto", action="store_true", help="time padding chosen for each layer, too")
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=12.0, help="time for each batch size and number of threads")
     parser.add_argument("--out", type=Path, default=RECORD)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import torch
 import typer
@@ -37,7 +37,7 @@ from .exporting import (
     compare_latency,
     export,
     open_source,
-    pad_channels,
+    pad,
 )
 from .measuring import RUNTIMES, measure_table
 from .packing import inspect as inspect_file
@@ -630,7 +630,13 @@ def export_command(
             show_default=False,
         ),
     ] = None,
-    multiple: Annotated[int, typer.Option(help="Pad channels with zeros to multiples of this.")] = 1,
+    multiple: Annotated[
+        str,
+        typer.Option(
+            help="Pad channels with zeros to multiples of this; `auto` times each layer on this machine and takes what "
+            "is fastest."
+        ),
+    ] = "1",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a .scn file for another program, run that on the test set, and compare the two.
@@ -643,7 +649,7 @@ def export_command(
     data, network, width = _named(file, data, network, width)
     dataset = load_dataset(data, data_dir)
     source = _open(file, dataset, network, width)
-    padded, notes = pad_channels(source, multiple) if multiple > 1 else (source, ())
+    padded, notes = pad(source, _multiple(multiple), to, _calibration(dataset))
     result = export(padded, out, to=to, calibration=_calibration(dataset))
     check = check_export(out, padded, dataset.test_batches(EVALUATION_BATCH), exact=to not in ROUNDING)
     original = build_for(dataset, network, width)
@@ -666,6 +672,12 @@ def export_command(
     )
     _print_check(check)
     print_tables(sys.stdout, _latency_table(compared))
+
+
+def _multiple(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _open(file: Path, dataset: Dataset, network: str, width: int | None) -> Source:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +31,7 @@ from selfcompress.exporting import (
     open_source,
     pad_channels,
 )
+from selfcompress.exporting.choosing import pad_for_speed
 from selfcompress.exporting.running import run_file
 from selfcompress.packing import pack, save
 from selfcompress.recipes.networks import build_network
@@ -314,6 +315,40 @@ def test_networks_of_the_users_own_code_are_padded_too() -> None:
     assert {p.shape[0] % 8 for n, p in padded.model.named_parameters() if "classifier" not in n} == {0}
     assert torch.allclose(padded.model(images()), model(images()), rtol=1e-4, atol=1e-5)
     assert model.prep.conv.weight.shape[0] == 5
+
+
+def test_each_class_of_channels_is_padded_as_the_clock_has_it(source: Source) -> None:
+    """An oracle in place of a clock says what each layer takes; the best choice is plain to see in it."""
+
+    def seconds(model: nn.Module) -> float:
+        stream, hidden = model.conv.weight.shape[0], model.hidden.weight.shape[0]
+        return {6: 5.0, 8: 3.0, 16: 4.0}[stream] + {10: 2.0, 12: 1.0, 16: 3.0}[hidden]
+
+    asked: list[int] = []
+
+    def time_all(sources: Sequence[Source]) -> list[float]:
+        asked.append(len(sources))
+        return [seconds(s.model) for s in sources]
+
+    padded, (said,) = pad_for_speed(source, time_all)
+    assert (padded.model.conv.weight.shape[0], padded.model.hidden.weight.shape[0]) == (8, 12)
+    assert torch.allclose(padded.model(images()), source.model(images()), rtol=1e-5, atol=1e-6)
+    assert said.startswith("channels padded for speed, 7000000 to 4000000 µs: ")
+    assert "6 to 8" in said
+    assert "10 to 12" in said
+    assert len(asked) <= 2 + 2  # the whole network, each of two classes, and the outcome
+    unchanged, (said,) = pad_for_speed(source, lambda sources: [s.model.conv.weight.numel() for s in sources])
+    assert unchanged is source
+    assert said.startswith("no channels are padded: ")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnx-int8", "torch"])
+def test_the_width_of_layers_can_be_chosen_by_timing_them_here(kind: Kind, source: Source, tmp_path: Path) -> None:
+    result = export(source, tmp_path / "net", to=kind, calibration=calibration(), multiple="auto")
+    assert any("channels padded for speed" in n or "no channels are padded" in n for n in result.notes)
+    before = source.model(images())
+    after = run_file(result.path, source.model)(images())
+    assert torch.allclose(before, after, rtol=1e-2, atol=0.05 * float(before.abs().max()))
 
 
 def test_heads_that_are_wide_enough_are_not_padded() -> None:

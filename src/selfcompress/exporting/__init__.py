@@ -16,6 +16,7 @@ from .export import Exported as Exported
 from .export import Kind as Kind
 from .export import export as export
 from .export import onnx_files as onnx_files
+from .export import pad as pad
 from .latency import Latency as Latency
 from .latency import measure_latency as measure_latency
 from .memory import Peak as Peak

@@ -1,4 +1,4 @@
-"""Pad channels with zeros to the multiple at which the target runs fastest. The `.scn` file stays unpadded.
+"""Pad channels with zeros to a multiple at which the target runs faster. The `.scn` file stays unpadded.
 
 Channels that live and die together (`axes.py`) are padded together: the same number of zero channels behind the last
 member of the class, on every axis that the class has a part of. What produces, shifts or scales them is zero, so is
@@ -9,7 +9,7 @@ number of the code such as `num_heads`, stays as it is. Every class is tried on 
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,58 @@ _Insertion = tuple[int, int, int]
 """(axis, position, number of entries to put in before it)"""
 
 
+class Padding:
+    """The ways to pad the channels of a network.
+
+    Args:
+        source: not changed.
+
+    Attributes:
+        source: the same.
+        classes: the classes of channels that can be padded as far as their structure tells, by number.
+        notes: a line about each other class.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._axes = tried(source.model, source.example_inputs, find_axes(source.model, source.example_inputs))
+        self._probe = tuple(_noise(x) for x in source.example_inputs)
+        self._expected = _outputs(source.model, self._probe)
+        reasons = {i: _obstacle(c) for i, c in enumerate(self._axes.classes)}
+        self.classes = {i: c for i, c in enumerate(self._axes.classes) if reasons[i] is None}
+        self.notes = {i: _note(self._axes.classes[i], reason) for i, reason in reasons.items() if reason is not None}
+
+    def missing(self, number: int, multiple: int) -> int:
+        """Members that a class lacks until it takes a multiple on each of its axes; a head of 32 is one by itself."""
+        c = self._axes.classes[number]
+        return -c.size % math.lcm(*(multiple // math.gcd(multiple, len(s.indices[0])) for s in c.slots))
+
+    def padded(self, more: Mapping[int, int]) -> Source:
+        """A copy of the source in which these classes have so many members more."""
+        return _pad(self.source, self._axes, more)
+
+    def try_out(self, more: Mapping[int, int]) -> Source | None:
+        """The same if it computes what the source does; else None."""
+        attempt = self.padded(more)
+        return attempt if _same(attempt.model, self._probe, self._expected) else None
+
+    def try_each(self, more: Mapping[int, int]) -> tuple[dict[int, int], Source]:
+        """Those of the classes that can be padded so, one after the other, and the source that has them all.
+
+        What turns out to be written into the network's code is noted, and no class to be padded any more.
+        """
+        kept: dict[int, int] = {}
+        done = self.source
+        for number, count in more.items():
+            attempt = self.try_out({**kept, number: count})
+            if attempt is None:
+                c = self.classes.pop(number)
+                self.notes[number] = _note(c, "the network's code has their number written into it")
+            else:
+                kept[number], done = count, attempt
+        return kept, done
+
+
 def pad_channels(source: Source, multiple: int) -> tuple[Source, tuple[str, ...]]:
     """A source whose classes of channels take multiples of `multiple` on their axes, and a line about each other class.
 
@@ -32,32 +84,17 @@ def pad_channels(source: Source, multiple: int) -> tuple[Source, tuple[str, ...]
         source: not changed.
         multiple: >= 2.
     """
-    axes = tried(source.model, source.example_inputs, find_axes(source.model, source.example_inputs))
-    done, notes = source, []
-    probe = tuple(_noise(x) for x in source.example_inputs)
-    expected = _outputs(source.model, probe)
-    kept: list[int] = []
-    for number, c in enumerate(axes.classes):
-        if not _missing(c, multiple):
-            continue
-        reason = _obstacle(c, axes)
-        if reason is None:
-            attempt = _pad(source, axes, [*kept, number], multiple)
-            if _same(attempt.model, probe, expected):
-                done = attempt
-                kept.append(number)
-                continue
-            reason = "the network's code has their number written into it"
-        notes.append(f"{c.label}: {c.size} channels are not padded: {reason}")
-    return done, tuple(notes)
+    padding = Padding(source)
+    lacking = {i: more for i in padding.classes if (more := padding.missing(i, multiple))}
+    _, done = padding.try_each(lacking)
+    return done, tuple(note for i, note in sorted(padding.notes.items()) if padding.missing(i, multiple))
 
 
-def _missing(c: ChannelClass, multiple: int) -> int:
-    """Members to add until the class takes a multiple on each of its axes; a head of 32 channels is one by itself."""
-    return -c.size % math.lcm(*(multiple // math.gcd(multiple, len(s.indices[0])) for s in c.slots))
+def _note(c: ChannelClass, reason: str) -> str:
+    return f"{c.label}: {c.size} channels are not padded: {reason}"
 
 
-def _obstacle(c: ChannelClass, axes: Axes) -> str | None:
+def _obstacle(c: ChannelClass) -> str | None:
     """Why a class cannot be padded, as far as its structure tells."""
     if c.attributes:
         return f"`{c.attributes[0].name}` counts them"
@@ -75,16 +112,14 @@ def _end(indices: tuple[tuple[int, ...], ...]) -> int | None:
     return flat[-1] + 1 if even and flat == list(range(flat[0], flat[0] + len(flat))) else None
 
 
-def _pad(source: Source, axes: Axes, numbers: Iterable[int], multiple: int) -> Source:
-    """A copy of the source in which these classes are padded."""
+def _pad(source: Source, axes: Axes, more: Mapping[int, int]) -> Source:
+    """A copy of the source in which these classes have so many members more."""
     insertions: dict[str, list[_Insertion]] = {}
-    for number in numbers:
-        c = axes.classes[number]
-        more = _missing(c, multiple)
-        for slot in c.slots:
+    for number, count in more.items():
+        for slot in axes.classes[number].slots:
             end = _end(slot.indices)
             assert end is not None
-            insertions.setdefault(slot.tensor, []).append((slot.axis, end, more * len(slot.indices[0])))
+            insertions.setdefault(slot.tensor, []).append((slot.axis, end, count * len(slot.indices[0])))
     model = copy.deepcopy(source.model)
     levels = dict(source.levels)
     for name, entries in insertions.items():
