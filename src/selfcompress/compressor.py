@@ -577,7 +577,7 @@ class SelfCompressor:
         self._backpropagated = True
         if self._steering and not self._steering.budget.started:
             self._steering.note_scale(float(grad))
-        if self._prices:
+        if self._prices and not self._prices.started:
             self._prices.note_scale(float(grad))
 
     def _bits(self) -> Tensor:

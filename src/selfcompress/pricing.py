@@ -169,6 +169,11 @@ class Prices:
         widths = self._liveness.standing()
         return {cost: float(cost.amount(widths)) for cost in self.prices}
 
+    @property
+    def started(self) -> bool:
+        """Whether all controllers have set out: before, they want to know the scale of the loss."""
+        return all(steering.budget.started for steering in self._steered.values())
+
     def note_scale(self, scale: float) -> None:
         """Say by what the whole loss was multiplied on its way back."""
         for steering in self._steered.values():

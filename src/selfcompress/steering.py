@@ -44,7 +44,7 @@ class Steering:
         self.every = max(1, min(refresh_every, budget.total_steps // UPDATES))
         self._compressed, self._priced = compressed, priced
         self._scale = 1.0
-        self._gradients: dict[int, float] = {}
+        self._gradients: dict[int, Tensor] = {}
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
             for p in priced
@@ -57,7 +57,9 @@ class Steering:
 
     def _see(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        self._gradients[id(parameter)] = float(parameter.grad.abs().sum())
+        self._gradients[id(parameter)] = (
+            parameter.grad.abs().sum()
+        )  # not looked at here: an accelerator would have to wait
 
     def due(self, step: int) -> bool:
         """Whether something is to be done after this step."""
@@ -70,7 +72,7 @@ class Steering:
             return self.budget.update(step, size_bytes)
         gradients = torch.autograd.grad(price(), self._priced, allow_unused=True)
         of_price = sum(float(g.abs().sum()) for g in gradients if g is not None)
-        of_loss = sum(self._gradients.values()) / self._scale
+        of_loss = sum(map(float, self._gradients.values())) / self._scale
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._gradients = [], {}
