@@ -29,6 +29,7 @@ from selfcompress.container import (
     Number,
     RawTensor,
     Record,
+    fewest_bytes,
     matrix_shape,
     most_weights,
     read,
@@ -322,6 +323,15 @@ def test_more_weights_than_a_reader_would_take_are_not_written() -> None:
         FormatError, match=r"4000000 weights in \d+ bytes: a file of that length holds at most \d+\nhint"
     ):
         write(Contents((tensor,)))
+
+
+@pytest.mark.parametrize(
+    "weights", [0, 1, 1 << 20, (1 << 20) + 1, (1 << 20) + 8192, 3_500_000, 34_603_008, 34_603_009, 10**9]
+)
+def test_the_fewest_bytes_of_a_file_are_just_enough_for_its_weights(weights: int) -> None:
+    size = fewest_bytes(weights)
+    assert weights <= most_weights(size)
+    assert size == 0 or weights > most_weights(size - 1)
 
 
 def test_the_weights_a_file_may_hold_grow_with_its_length() -> None:

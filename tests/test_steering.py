@@ -186,6 +186,14 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
     assert type(model[0]) is nn.Linear
 
 
+def test_a_network_of_many_weights_can_have_a_target_though_no_file_of_its_zeros_alone_could_be_read() -> None:
+    model = nn.Sequential(nn.Linear(2000, 2000), nn.ReLU(), nn.Linear(2000, 10))
+    compressor = SelfCompressor(model, (torch.zeros(2, 2000),), target="2 %", total_steps=100)
+    assert compressor.target_bytes == 2 * 4 * (2000 * 2000 + 2000 + 2000 * 10 + 10) // 100
+    with pytest.raises(UsageError, match="cannot be met"):
+        SelfCompressor(nn.Sequential(nn.Linear(2000, 2000)), (torch.zeros(2, 2000),), target="300 B", total_steps=100)
+
+
 def test_with_room_for_more_than_eight_bits_it_starts_from_more() -> None:
     model = network()
     compressor = SelfCompressor(model, (torch.randn(2, 20),), target="30 %", total_steps=100)
