@@ -94,16 +94,22 @@ def show(records: dict[str, Any]) -> None:
             )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None, runs: str) -> argparse.ArgumentParser:
+    """Options that this script and `tolerances.py` have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", nargs="*", choices=TASKS, help="networks; all but `digits` if not given")
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
-    parser.add_argument("--no-fixed", action="store_true", help="leave out the runs of fixed γ")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/targets"))
+    parser.add_argument("--runs", type=Path, default=Path(runs))
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__, "runs/targets")
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--no-fixed", action="store_true", help="leave out the runs of fixed γ")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     path = args.records / "targets.json"

@@ -9,7 +9,6 @@ construction; what the chosen file loses on the test set, which nothing was chos
 `records/tolerances.json`, one entry for each network, and prints the table.
 """
 
-import argparse
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from harness import RECORDS, source_digest
+from harness import source_digest
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, Found, find_smallest
@@ -31,7 +30,7 @@ from selfcompress.recipes.training import (
     train_float,
 )
 from selfcompress.scoring import describe_machine, describe_versions, load_float, score_model
-from targets import TASKS
+from targets import TASKS, parser_of
 
 TOLERANCES = (0.2, 0.5)
 
@@ -90,14 +89,8 @@ def show(records: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--only", nargs="*", choices=TASKS, help="networks; all but `digits` if not given")
+    parser = parser_of(__doc__, "runs/tolerances")
     parser.add_argument("--tolerances", nargs="*", type=float, default=list(TOLERANCES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/tolerances"))
-    parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     path = args.records / "tolerances.json"
