@@ -44,9 +44,16 @@ def test_a_traceback_is_left_to_what_is_a_bug(tmp_path: Path, monkeypatch: pytes
 
 
 def start(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """The command in a process of its own, its two outputs in pipes."""
+    """The command in a process of its own, its two outputs in pipes.
+
+    Ctrl-C reaches it even if the shell that runs the tests ignores it, as shells do for what they start behind them.
+    """
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import runpy; runpy.run_module('selfcompress', run_name='__main__', alter_sys=True)"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "selfcompress", *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
