@@ -681,6 +681,7 @@ def archive_of(files: dict[str, bytes]) -> bytes:
         (archive_of({"a": b""}), r"found an archive without `cifar-10-batches-py/data_batch_1`, "),
         (archive_of({f"cifar-10-batches-py/{file}": b"" for file in datasets._CIFAR_MD5}), "found 0 bytes with MD5"),
     ],
+    ids=["nothing", "a page", "the beginning of one", "another one", "empty files"],  # an archive holds the time of day
 )
 def test_an_archive_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
