@@ -179,6 +179,7 @@ def main() -> None:
         "command": f"python bench/latency.py --runs {args.runs} --seconds {args.seconds:g}"
         + f" --batch {' '.join(map(str, args.batch))} --threads {' '.join(map(str, args.threads))}"
         + (" --torchvision" if args.torchvision else "")
+        + (" --auto" if args.auto else "")
         + "".join(f" --only {name}" for name in args.only),
         "machine": describe_machine(),
         "versions": describe_versions() | {n: metadata.version(n) for n in ("onnx", "onnxscript", "onnxruntime")},

@@ -262,7 +262,7 @@ def test_a_network_is_not_changed(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"to": "tflite"}, "to: expected one of onnx, onnx-int8, onnx-nbits, torch, safetensors, found `tflite`"),
-        ({"to": "torch", "multiple": 0}, "multiple: expected a whole number of 1 or more, found 0"),
+        ({"to": "torch", "multiple": 0}, "multiple: expected a whole number of 1 or more, or `auto`, found 0"),
         ({"to": "torch", "example_inputs": None}, "expected `example_inputs` with a network, found none"),
     ],
 )
