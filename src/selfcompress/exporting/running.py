@@ -40,6 +40,8 @@ def open_session(data: bytes, *, threads: int = 1) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    # a thread that spins while it waits for work takes a core from the network that is timed next
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
