@@ -646,10 +646,11 @@ def export_command(
     """
     if to not in KINDS:
         raise UsageError(f"`--to`: expected one of {', '.join(KINDS)}, found `{to}`\nhint: spell it as listed")
+    to_multiple = _multiple(multiple)
     data, network, width = _named(file, data, network, width)
     dataset = load_dataset(data, data_dir)
     source = _open(file, dataset, network, width)
-    padded, notes = pad(source, _multiple(multiple), to, _calibration(dataset))
+    padded, notes = pad(source, to_multiple, to, _calibration(dataset))
     result = export(padded, out, to=to, calibration=_calibration(dataset))
     check = check_export(out, padded, dataset.test_batches(EVALUATION_BATCH), exact=to not in ROUNDING)
     original = build_for(dataset, network, width)
@@ -677,7 +678,11 @@ def export_command(
 def _multiple(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
-    return int(text) if text.isascii() and text.isdigit() else 0
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(
+            f"`--multiple`: expected a whole number of 1 or more, or `auto`, found `{text}`\nhint: 8 is usual"
+        )
+    return int(text)
 
 
 def _open(file: Path, dataset: Dataset, network: str, width: int | None) -> Source:

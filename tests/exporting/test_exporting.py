@@ -351,6 +351,13 @@ def test_the_width_of_layers_can_be_chosen_by_timing_them_here(kind: Kind, sourc
     assert torch.allclose(before, after, rtol=1e-2, atol=0.05 * float(before.abs().max()))
 
 
+@pytest.mark.parametrize("text", ["x", "0", "-8", "8.5", ""])
+def test_a_multiple_that_is_none_is_refused_before_anything_is_read(text: str) -> None:
+    result = CliRunner().invoke(app, ["export", "none.scn", "--to", "onnx", "--out", "o", f"--multiple={text}"])
+    assert result.exit_code == 2
+    assert f"`--multiple`: expected a whole number of 1 or more, or `auto`, found `{text}`" in result.output
+
+
 def test_heads_that_are_wide_enough_are_not_padded() -> None:
     torch.manual_seed(0)
     model = build_network("gpt", input_shape=(6,), num_classes=9, width=36).eval()
