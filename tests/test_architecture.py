@@ -19,6 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("costs", "thinning"),
     ("pricing",),
     ("compressor", "explaining"),
+    ("replaying",),
     ("scoring", "reporting", "exporting"),
     ("measuring",),
     ("recipes", "integrations"),

@@ -30,6 +30,7 @@ from .packing import TensorSummary as TensorSummary
 from .packing import inspect as inspect
 from .packing import load as load
 from .packing import save as save
+from .replaying import ReplayedStep as ReplayedStep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "FileSummary",
     "Latency",
     "Macs",
+    "ReplayedStep",
     "SelfCompressor",
     "Size",
     "StepReport",

@@ -57,6 +57,7 @@ from .recipes.training import (
     OnStep,
     Result,
     build_for,
+    evaluation_batch,
     find_device,
     read_recipe,
     train,
@@ -582,7 +583,7 @@ def eval_command(
     data, network, width = _named(file, data, network, width)
     target = find_device(device)
     dataset = load_dataset(data, data_dir)
-    batches = dataset.test_batches(EVALUATION_BATCH, device=target)
+    batches = dataset.test_batches(evaluation_batch(target), device=target)
     if _has_graph(file):
         score = score_model(load(file).to(target), batches)
     else:

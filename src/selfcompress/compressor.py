@@ -187,7 +187,7 @@ class SelfCompressor:
                 'hint: `target="200 kB", total_steps=epochs * len(loader)`'
             )
         self.model, self.rate, self.coupled = model, rate, coupled
-        self.gamma = 0.0 if asked.size is not None else 0.5 if gamma is None else gamma
+        first_gamma = _checked_gamma(0.0 if asked.size is not None else 0.5 if gamma is None else gamma)
         self.refresh_every, self.check_every = refresh_every, check_every
         target_bytes = None
         if asked.size is not None:
@@ -221,6 +221,10 @@ class SelfCompressor:
         )
         self.compressed, self.left = attach(model)
         self._compile = compile
+        self._most_bits = [
+            INT8_BITS if activation_bits is not None and c.quantizer.axis is not None else MAX_BITS
+            for c in self.compressed
+        ]
         for tensor in self.compressed:
             tensor.quantizer.compiled = compile
         self.activation_bits, self.activation_gamma = activation_bits, activation_gamma
@@ -232,6 +236,9 @@ class SelfCompressor:
         self.history: list[StepReport] = []
         self._weights = [c for c in self.compressed if c.quantizer.axis is not None]
         self.weights_total = sum(c.original.numel() for c in self._weights)
+        like = self.compressed[0].original
+        self._factor = torch.zeros((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+        self.gamma = first_gamma
         self._steering = self._steered(budget) if budget else None
         self._prices = pricing and Prices(
             pricing,
@@ -243,7 +250,7 @@ class SelfCompressor:
             refresh_every=refresh_every,
         )
         self.channels_total = sum(c.quantizer.bits.numel() for c in self._weights)
-        self._steps = 0
+        self._steps = self._revision = 0
         self._suspects: Plan | None = None
         self._tables: dict[str, PriceTable] = {}
         self._side_bits = self._fixed_bits = 0.0
@@ -259,9 +266,9 @@ class SelfCompressor:
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise UsageError(f"gamma: expected a finite number of 0 or more, found {value}")
-        self._gamma = value
+        self._gamma = _checked_gamma(value)
+        # a tensor, so that a recorded step reads the γ of its own moment
+        self._factor.fill_(value / self.weights_total)
 
     def param_groups(
         self, *, lr: float, weight_decay: float = 0.0, format_lr: float | None = None
@@ -309,9 +316,10 @@ class SelfCompressor:
         """
         if self.rate == "code-length" and not self._tables:
             self._refresh()
+        self._factor = self._factor.to(self.compressed[0].original.device)
         # a loss may be computed in half precision, the size is not
         with torch.autocast(self.compressed[0].original.device.type, enabled=False):
-            penalty = self.gamma / self.weights_total * self._bits()
+            penalty = self._factor * self._bits()
             if self.activations:
                 penalty = penalty + self.activation_gamma * self.activations.mean_bits()
             if self._prices:
@@ -323,13 +331,27 @@ class SelfCompressor:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
         return penalty
 
+    def settled(self) -> object | None:
+        """What the penalty is computed with beside weights, formats and γ, as something that can be compared.
+
+        None where a step does more than compute: before controllers have set out, and activations are rounded.
+        """
+        steering = not self._steering or self._steering.budget.started
+        prices = not self._prices or self._prices.started
+        if not (steering and prices and self._steps and len(self.activations) == len(self.activations.quantizers)):
+            return None
+        return self._revision, tuple(self.prices.values())
+
+    def note_replay(self) -> None:
+        """Say that penalty and `backward` were replayed: see `replaying.py`."""
+        self._priced = self._backpropagated = True
+
     def penalty_bytes(self) -> float:
         """The size that `penalty` charges for at this moment, with models fitted for it, in bytes: Q·N / 8."""
         in_use = self._tables, self._side_bits
         if self.rate == "code-length":
             self._refresh()
-        with torch.no_grad():
-            size = float(self._bits()) / 8
+        size = self._priced_bytes()
         self._tables, self._side_bits = in_use  # training goes on as if nobody had looked
         return size
 
@@ -391,19 +413,20 @@ class SelfCompressor:
         if look or refresh:
             self._check_finite()
         with torch.no_grad():
-            for tensor in self.compressed:
-                whole = self.activation_bits is not None and tensor.quantizer.axis is not None
-                tensor.quantizer.bits.clamp_(0.0, INT8_BITS if whole else MAX_BITS)
+            bits: list[Tensor] = [c.quantizer.bits for c in self.compressed]
+            torch._foreach_clamp_min_(bits, 0.0)
+            torch._foreach_clamp_max_(bits, self._most_bits)
         self.activations.keep_in_range()
         if len(self.activations) != self._rounded:
             self._measure_fixed()
         thinned = self._prices.thin(self._steps) if self._prices else ()
         at_once = bool(thinned) or bool(self._prices and self._prices.is_last(self._steps))
         plan, notes = self._look(optimizers, copies, at_once=at_once) if look or at_once else (None, ())
-        if self.rate == "code-length" and (plan or refresh):
+        fitted = self.rate == "code-length" and bool(plan or refresh)
+        if fitted:
             self._refresh()
         if self._steering and self._steering.due(self._steps):
-            notes = (*notes, *self._steer(self._steering))
+            notes = (*notes, *self._steer(self._steering, fitted=fitted))
         if self._prices:
             notes = (*thinned, *notes, *self._prices.steer(self._steps))
         report = StepReport(self._steps, plan, notes)
@@ -584,7 +607,8 @@ class SelfCompressor:
         """The size that the loss charges for, in bits."""
         if self.rate == "bit-depth":
             return self._nominal_bits()
-        total = torch.as_tensor(self._side_bits + self._fixed_bits, device=self.compressed[0].original.device)
+        # filled in, not copied: a copy cannot be recorded
+        total = torch.full((), self._side_bits + self._fixed_bits, device=self.compressed[0].original.device)
         for c in self.compressed:
             q = c.quantizer
             table = self._tables[c.name]
@@ -611,10 +635,11 @@ class SelfCompressor:
     def _steered(self, budget: Budget) -> Steering:
         return Steering(budget, self.compressed, self._pulled(), self.refresh_every)
 
-    def _steer(self, steering: Steering) -> tuple[str, ...]:
-        """Set γ for the steps to come, and trim at the end."""
+    def _steer(self, steering: Steering, *, fitted: bool) -> tuple[str, ...]:
+        """Set γ for the steps to come, and trim at the end; `fitted` says that the models are of this moment."""
         self._check_finite()
-        self.gamma = steering.update(self._steps, self._size_now(), lambda: self._bits() / self.weights_total)
+        size = self._priced_bytes() if fitted else self._size_now()
+        self.gamma = steering.update(self._steps, size, lambda: self._bits() / self.weights_total)
         trimmed = steering.trim(self._steps, self._size_now, lambda: len(pack(self.model)))
         if trimmed and self.rate == "code-length":
             self._refresh()
@@ -625,6 +650,10 @@ class SelfCompressor:
         if self.rate == "bit-depth":
             return float(len(pack(self.model)))
         self._refresh()
+        return self._priced_bytes()
+
+    def _priced_bytes(self) -> float:
+        """The size by the models in use, in bytes."""
         with torch.no_grad():
             return float(self._bits()) / 8
 
@@ -656,6 +685,7 @@ class SelfCompressor:
     def _set_tables(self, models: dict[str, LevelModel], levels: dict[str, Tensor]) -> None:
         """Make price tables of models that were fitted to these levels."""
         self._tables, self._side_bits = {}, 0.0
+        self._revision += 1
         for c in self.compressed:
             if c.name not in models:
                 continue
@@ -669,6 +699,7 @@ class SelfCompressor:
         And when activations begin to be rounded; the bytes of their formats hardly vary.
         """
         self._rounded = len(self.activations)
+        self._revision += 1
         contents = contents_of(self.model)
         levels = [r for r in contents.records if isinstance(r, LevelTensor)]
         coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels)
@@ -726,7 +757,7 @@ class SelfCompressor:
                 if weight is None or weight.quantizer.axis == reader.axis:
                     continue
                 owned = [positions.now(reader, m) for m in members]
-                inputs = self._inputs.setdefault(reader.tensor, _Inputs(weight.original.shape[reader.axis]))
+                inputs = self._inputs.setdefault(reader.tensor, _Inputs(weight.original, reader.axis))
                 inputs.connect(producers, owned)
 
     def _producers(
@@ -758,16 +789,16 @@ class _Inputs:
         outside: (length,) whether an input is fed by what has no bit depths, such as the network's own input.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.outside = torch.ones(length, dtype=torch.bool)
+    def __init__(self, weight: Tensor, axis: int) -> None:
+        self.length = weight.shape[axis]
+        self.outside = torch.ones(self.length, dtype=torch.bool, device=weight.device)
         self._sources: list[_Source] = []
 
     def connect(self, producers: Sequence[tuple[nn.Parameter, list[list[int]]]], inputs: list[list[int]]) -> None:
         """Note that each member of a class owns these `inputs`, and these rows of each of its producers."""
-        columns, owners = _flattened(inputs)
+        columns, owners = _flattened(inputs, self.outside.device)
         self.outside[columns] = False
-        rows = [_flattened(rows) for _, rows in producers]
+        rows = [_flattened(rows, bits.device) for bits, rows in producers]
         self._sources.append(
             _Source(
                 bits=[bits for bits, _ in producers],
@@ -813,11 +844,17 @@ class _Source:
     """… and to which of its members."""
 
 
-def _flattened(lists: list[list[int]]) -> tuple[Tensor, Tensor]:
+def _checked_gamma(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise UsageError(f"gamma: expected a finite number of 0 or more, found {value}")
+    return value
+
+
+def _flattened(lists: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """All entries of the lists, and the number of the list that each is from."""
     return (
-        torch.tensor([i for part in lists for i in part]),
-        torch.tensor([number for number, part in enumerate(lists) for _ in part]),
+        torch.tensor([i for part in lists for i in part], device=device),
+        torch.tensor([number for number, part in enumerate(lists) for _ in part], device=device),
     )
 
 

@@ -30,7 +30,6 @@ from .recipe import Recipe
 from .starting import load_weights
 from .training import (
     CHECKPOINT,
-    EVALUATION_BATCH,
     FILE,
     METRICS,
     RESULT,
@@ -38,6 +37,7 @@ from .training import (
     Result,
     build_for,
     check_origin,
+    evaluation_batch,
     find_device,
     make_folder,
     read_checkpoint,
@@ -199,7 +199,7 @@ def _begin(recipe: Recipe, tolerance: float, baseline_run: str | None) -> Search
             check_origin(source, recipe)
             _check_unseen(source, recipe)
             load_weights(source, into=model.to(device))
-            score = score_model(model, dataset.test_batches(EVALUATION_BATCH, device=device))
+            score = score_model(model, dataset.test_batches(evaluation_batch(device), device=device))
     return Search(recipe, tolerance, baseline_run, score)
 
 
@@ -454,4 +454,4 @@ def score_on_test(recipe: Recipe, file: Path) -> Score:
     device = find_device(recipe.device)
     dataset = load_dataset(recipe.dataset, recipe.data_dir)
     fresh = build_for(dataset, recipe.network, recipe.width).to(device)
-    return score_file(file, fresh, dataset.test_batches(EVALUATION_BATCH, device=device))
+    return score_file(file, fresh, dataset.test_batches(evaluation_batch(device), device=device))

@@ -14,12 +14,14 @@ on the way how to go on. Left out: several devices.
 
 import io
 import json
+import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -36,6 +38,7 @@ from ..costs import Latency, parse_targets
 from ..distilling import distillation_loss
 from ..errors import CheckpointError, DataError, NonFiniteError, OutputError, UsageError
 from ..packing import save
+from ..replaying import ReplayedStep
 from ..reporting import EpochRecord, RunSummary
 from ..scoring import (
     Score,
@@ -62,6 +65,7 @@ RESULT = "result.json"
 FILE = "net.scn"
 CHECKPOINT_VERSION = 1
 EVALUATION_BATCH = 250
+"""Examples that are scored at once on a CPU; an accelerator takes ten times as many."""
 NORM_BATCHES = 200
 """Training batches that the statistics of norms are taken from at the end, at most."""
 
@@ -193,7 +197,7 @@ class _Job:
     base_lrs: list[float]
     records: list[EpochRecord]
     float_bytes: int
-    teacher: nn.Module | None
+    step: ReplayedStep
 
 
 def _run(
@@ -353,12 +357,15 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     records: list[EpochRecord] = []
     if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        optimizer.load_state_dict(_for_here(checkpoint["optimizer"], optimizer))
         records = [EpochRecord(**values) for values in checkpoint["records"]]
         torch.set_rng_state(checkpoint["random"]["cpu"])
         if device.type == "cuda" and "cuda" in checkpoint["random"]:
             torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
-    return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes, teacher)
+    for group in optimizer.param_groups if recipe.optimizer != "sgd" and device.type == "cuda" else ():
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)  # one that a recorded step reads
+    step = ReplayedStep(model, optimizer, partial(_task_loss, recipe, model, teacher), compressor)
+    return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes, step)
 
 
 def check_origin(start: str, recipe: Recipe) -> None:
@@ -406,6 +413,11 @@ def _dial(recipe: Recipe, dataset: Dataset, float_bytes: int) -> dict[str, Any]:
     return {**dial, "target": [max(1, room), *asked.others]}
 
 
+def evaluation_batch(device: torch.device) -> int:
+    """Examples that are scored at once on this device: every batch rounds all weights anew."""
+    return EVALUATION_BATCH if device.type == "cpu" else 10 * EVALUATION_BATCH
+
+
 def find_device(name: str) -> torch.device:
     """The torch device of that name, tried out. Raises `UsageError` if it cannot compute here."""
     try:
@@ -429,12 +441,22 @@ def _float_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _make_optimizer(recipe: Recipe, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    fused = True if device.type == "cuda" else None  # one kernel in place of twenty; None leaves the choice to torch
+    on_cuda = device.type == "cuda"
+    fused = True if on_cuda else None  # one kernel in place of twenty; None leaves the choice to torch
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-    return torch.optim.Adam(groups, lr=recipe.lr, fused=fused)
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused, capturable=on_cuda)
+    return torch.optim.Adam(groups, lr=recipe.lr, fused=fused, capturable=on_cuda)
+
+
+def _for_here(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state of a checkpoint, which may be from another device, with what belongs to this one."""
+    ours = [
+        {key: group[key] for key in ("lr", "fused", "capturable") if key in group} for group in optimizer.param_groups
+    ]
+    groups = [{**theirs, **mine} for theirs, mine in zip(state["param_groups"], ours, strict=True)]
+    return {**state, "param_groups": groups}
 
 
 def _train_epoch(job: _Job, epoch: int, on_step: OnStep | None) -> EpochRecord:
@@ -455,7 +477,7 @@ def _train_epoch(job: _Job, epoch: int, on_step: OnStep | None) -> EpochRecord:
             count += len(inputs)
             if on_step is not None:
                 on_step(epoch, step, steps)
-    score = score_model(job.model, job.dataset.test_batches(EVALUATION_BATCH, device=job.device))
+    score = score_model(job.model, job.dataset.test_batches(evaluation_batch(job.device), device=job.device))
     if not score.loss < float("inf"):  # the last step broke the weights: they must not reach the checkpoint
         raise _non_finite(job, epoch, steps, f"the loss on the scored examples is {score.loss}")
     return EpochRecord(
@@ -474,7 +496,10 @@ def _set_schedules(job: _Job, progress: float) -> float:
     """Set learning rates and gamma for the next step; return gamma."""
     factor = job.recipe.lr_factor(progress)
     for group, lr in zip(job.optimizer.param_groups, job.base_lrs, strict=True):
-        group["lr"] = lr * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * factor)
+        else:
+            group["lr"] = lr * factor
     if job.compressor is None:
         return 0.0
     if job.compressor.target_bytes is not None:
@@ -485,27 +510,21 @@ def _set_schedules(job: _Job, progress: float) -> float:
 
 def _train_step(job: _Job, inputs: Tensor, targets: Tensor, epoch: int, step: int) -> float:
     """One step of the optimizer; returns the loss of the task."""
-    task = _task_loss(job, inputs, targets)
-    loss = task if job.compressor is None else task + job.compressor.penalty()
-    value = float(loss.detach())
-    if value != value or value in (float("inf"), float("-inf")):
-        raise _non_finite(job, epoch, step, f"the loss is {value}")
-    job.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    job.optimizer.step()
-    if job.compressor is not None:
-        job.compressor.step(job.optimizer)
-    return float(task.detach())
+    loss = float(job.step(inputs, targets))
+    if not math.isfinite(loss):
+        raise _non_finite(job, epoch, step, f"the loss is {loss}")
+    return loss
 
 
-def _task_loss(job: _Job, inputs: Tensor, targets: Tensor) -> Tensor:
-    recipe = job.recipe
+def _task_loss(recipe: Recipe, model: nn.Module, teacher: nn.Module | None, inputs: Tensor, targets: Tensor) -> Tensor:
     answers = None
-    with torch.autocast(job.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        outputs = job.model(inputs)
-        if job.teacher is not None:
+    if inputs.is_cuda and inputs.ndim == 4:  # what its kernels for half precision are made for
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        outputs = model(inputs)
+        if teacher is not None:
             with torch.no_grad():
-                answers = job.teacher(inputs)
+                answers = teacher(inputs)
     outputs = outputs.float()
     if answers is None:
         return cross_entropy(outputs, targets, recipe.label_smoothing)
@@ -586,7 +605,7 @@ def _finish(job: _Job, graph: bool) -> Result:
     recipe = job.recipe
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(job.dataset.test_batches(EVALUATION_BATCH, device=job.device))
+        return iter(job.dataset.test_batches(evaluation_batch(job.device), device=job.device))
 
     settle_norms(job.model, job.dataset, recipe, job.device)
     trained = score_model(job.model, batches())
