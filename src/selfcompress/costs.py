@@ -175,10 +175,7 @@ def show_amounts(amounts: Mapping[str, float]) -> str:
 
 def _over_uses(widths: Widths, of_weight: Tensor) -> Tensor:
     """Sum over the operators: multiply-accumulates per entry, times what its weight has."""
-    macs = dict.fromkeys(widths.workload.weights, 0.0)
-    for use in widths.workload.uses:
-        macs[use.weight] += use.macs
-    return of_weight @ of_weight.new_tensor(list(macs.values()))
+    return of_weight @ widths.workload.tensor("macs_each", of_weight)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ is pulled.
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .axes import Axes, Slot
@@ -50,7 +48,7 @@ class Widths:
     def __init__(self, workload: Workload, counts: Tensor, row_bits: RowBits = dict, of: Tensor | None = None) -> None:
         self.workload, self.counts = workload, counts
         self._row_bits, self._of = row_bits, counts.detach() if of is None else of
-        self._gone = self._tensor(workload.sizes) - counts
+        self._gone = self._tensor("sizes") - counts
         self.lengths = self._lengths_at(counts)
 
     def at(self, counts: Tensor) -> "Widths":
@@ -76,19 +74,19 @@ class Widths:
     @cached_property
     def products(self) -> Tensor:
         """Multiply-accumulates that are not of one weight with one activation, for one sample."""
-        return self.workload.products - self._tensor(self.workload.products_each) @ self._gone
+        return self.workload.products - self._tensor("products_each") @ self._gone
 
     @cached_property
     def moments(self) -> Tensor:
         """(moments,) numbers that are held in activations, for one sample."""
-        return self._tensor(self.workload.moments) - self._tensor(self.workload.moments_each) @ self._gone
+        return self._tensor("moments") - self._tensor("moments_each") @ self._gone
 
     def _lengths_at(self, counts: Tensor) -> Tensor:
-        gone = self._tensor(self.workload.sizes) - counts
-        return self._tensor(self.workload.lengths) - self._tensor(self.workload.lengths_each) @ gone
+        gone = self._tensor("sizes") - counts
+        return self._tensor("lengths") - self._tensor("lengths_each") @ gone
 
-    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values).to(self.counts)
+    def _tensor(self, name: str) -> Tensor:
+        return self.workload.tensor(name, self.counts)
 
 
 def least_widths(workload: Workload, axes: Axes, compressed: Sequence[Compressed]) -> Widths:

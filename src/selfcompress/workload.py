@@ -13,6 +13,7 @@ where nobody needs their input any more.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -112,6 +113,25 @@ class Workload:
     """(moments,) numbers that are held in activations while an operator runs."""
     moments_each: Floats
     """(moments, classes) those that one member of a class brings."""
+
+    @cached_property
+    def macs_each(self) -> Floats:
+        """(weights,) multiply-accumulates with each entry of a weight."""
+        macs = dict.fromkeys(self.weights, 0.0)
+        for use in self.uses:
+            macs[use.weight] += use.macs
+        return np.array(list(macs.values()))
+
+    def tensor(self, name: str, like: Tensor) -> Tensor:
+        """One of the arrays, of the type and on the device of `like`: brought there once."""
+        key = name, like.dtype, like.device
+        if key not in self._tensors:
+            self._tensors[key] = torch.from_numpy(getattr(self, name)).to(like)
+        return self._tensors[key]
+
+    @cached_property
+    def _tensors(self) -> dict[tuple[str, torch.dtype, torch.device], Tensor]:
+        return {}
 
 
 def find_workload(model: nn.Module, axes: Axes, example_inputs: tuple[Any, ...]) -> Workload:
