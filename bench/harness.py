@@ -1,16 +1,19 @@
-"""What all trainings of the bench share: the tasks, the spread over seeds, and the record of a row.
+"""What all trainings of the bench share: the tasks, several at once, the spread over seeds, and the record of a row.
 
 `train.py` runs our own rows, `rivals.py` those of other people's methods; both take their tasks from here and write
-records of the same shape, so that one table can hold them.
+records of the same shape, so that one table can hold them. `targets.py` and `tolerances.py` write a file each, with an
+entry for every network.
 """
 
 import hashlib
 import json
+import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +23,7 @@ from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.training import EVALUATION_BATCH, FILE, RESULT, build_for
-from selfcompress.scoring import file_bytes, score_file
+from selfcompress.scoring import describe_machine, describe_versions, file_bytes, score_file
 
 MLP = Recipe(dataset="mnist", network="lenet-300-100", augment=True, shift=1, anneal=0.6, gamma_warmup=0.3, epochs=40)
 LENET = replace(MLP, network="lenet5", epochs=25)
@@ -30,6 +33,40 @@ RESNET = Recipe(
 )
 RECORDS = Path(__file__).parent / "records"
 SOURCE = "source.txt"
+
+Job = TypeVar("Job")
+Found = TypeVar("Found")
+
+
+class OutOfTimeError(Exception):
+    """A run had to stop before it was done; the same command goes on with it."""
+
+
+def results(
+    run: Callable[[Job], Found], jobs: Sequence[Job], *, at_once: int, threads: int
+) -> Iterator[tuple[Job, Found]]:
+    """Each job with what `run` makes of it, as they are done; those that time is too short for are left out.
+
+    Several at once run in processes of their own, so that `run` has to be a function that a module names.
+    """
+    if at_once == 1:
+        torch.set_num_threads(threads)
+        for job in jobs:
+            try:
+                yield job, run(job)
+            except OutOfTimeError as stop:
+                print(stop)
+                return
+        return
+    # a process that has begun with CUDA cannot be forked
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        waiting = {pool.submit(run, job): job for job in jobs}
+        for future in as_completed(waiting):
+            try:
+                yield waiting[future], future.result()
+            except OutOfTimeError as stop:
+                print(stop)
 
 
 def source_digest() -> str:
@@ -104,6 +141,14 @@ def spread(values: list[float]) -> dict[str, float | int]:
     }
 
 
+def show_spread(values: list[float], digits: int = 2) -> str:
+    """Their mean, and the standard deviation where there are several; nothing for none."""
+    if not values:
+        return ""
+    found = spread(values)
+    return f"{found['mean']:,.{digits}f}" + (f" ± {found['std']:,.{digits}f}" if len(values) > 1 else "")
+
+
 def summarize(name: str, command: str, recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of a row: what its runs, one for each seed, have in common."""
     summaries = [r["summary"] for r in results]
@@ -134,3 +179,22 @@ def keep(record: dict[str, Any], folder: Path) -> None:
     """Write a record under the name of its row."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{record['row']}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def keep_entry(path: Path, name: str, recipe: Recipe, command: str, found: dict[str, Any]) -> None:
+    """Write what was found for a network into the file that has an entry for each of them."""
+    entries = read_entries(path)
+    entries[name] = {
+        "command": command,
+        "recipe": replace(recipe, data_dir=None).to_dict(),
+        **found,
+        "machine": describe_machine(torch.device(recipe.device)),
+        "versions": describe_versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The entries that were written there, by the network; none if there is no such file."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}

@@ -3,27 +3,26 @@
     python bench/targets.py --data-dir DATA                    # everything; resumable, a finished run is not repeated
     python bench/targets.py --data-dir DATA --only lenet5 --targets "5 %" "2 %"
     python bench/targets.py --data-dir DATA --only lenet5 --no-fixed
+    python bench/targets.py --data-dir DATA --seeds 0 1 2 --jobs 16
 
-Every target is one run, from the same start and with no option of its own. A target counts as met if the file has 0.97
-to 1 times its bytes. The fixed γ of the same schedule are a curve of accuracy against bytes; a target's accuracy is
-compared with that curve at the bytes of its own file, where the curve has points on both sides. Writes
-`records/targets.json`, one entry for each network, and prints the table.
+Every target is one run for each seed, from the same start and with no option of its own. A target counts as met if the
+file has 0.97 to 1 times its bytes. The fixed γ of the same schedule and seed are a curve of accuracy against bytes; a
+target's accuracy is compared with that curve at the bytes of its own file, where the curve has points on both sides.
+Writes `records/targets.json`, one entry for each network, again after every run, and prints the table: means, with the
+standard deviation where there are several seeds.
 """
 
 import argparse
-import json
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness import LENET, MLP, RECORDS, RESNET, finish
+from harness import LENET, MLP, RECORDS, RESNET, finish, keep_entry, read_entries, results, show_spread
 from selfcompress.recipes.recipe import Recipe, default_recipe
 from selfcompress.recipes.training import CHECKPOINT, train
-from selfcompress.scoring import describe_machine, describe_versions
 
 TASKS: dict[str, Recipe] = {
     "lenet-300-100": replace(MLP, epochs=10),
@@ -43,20 +42,35 @@ GAMMAS: dict[str, tuple[float, ...]] = {
 MET = (0.97, 1.0)
 
 
-def run(name: str, recipe: Recipe, runs: Path) -> dict[str, Any]:
-    folder = runs / name.replace(" ", "")
+@dataclass(frozen=True)
+class Job:
+    """One run of a network."""
+
+    network: str
+    recipe: Recipe
+    folder: Path
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, or take up where it was left; what the file is."""
     result = finish(
-        folder,
+        job.folder,
         lambda: train(
-            recipe,
-            folder,
-            resume=(folder / CHECKPOINT).exists(),
-            on_epoch=lambda r: print(f"{name}: {r.to_json()}", flush=True),
+            job.recipe,
+            job.folder,
+            resume=(job.folder / CHECKPOINT).exists(),
+            on_epoch=lambda r: print(f"{job.folder.name}: {r.to_json()}", flush=True),
         ),
     )
     summary = result["summary"]
     found = {key: summary[key] for key in ("file_bytes", "float_bytes", "accuracy", "loss", "weights_alive")}
-    return found | {"source": result["source"], "seed": recipe.seed}
+    return found | {"source": result["source"], "seed": job.recipe.seed}
+
+
+def jobs_of(network: str, recipe: Recipe, targets: Sequence[str], gammas: Sequence[float], runs: Path) -> list[Job]:
+    """A run for each target, and for each fixed γ."""
+    named = {t: replace(recipe, target=t) for t in targets} | {f"gamma{g}": replace(recipe, gamma=g) for g in gammas}
+    return [Job(network, r, runs / f"{network}-{n}-{r.seed}".replace(" ", "")) for n, r in named.items()]
 
 
 def on_the_curve(fixed: list[dict[str, Any]], size: float) -> float | None:
@@ -72,7 +86,7 @@ def on_the_curve(fixed: list[dict[str, Any]], size: float) -> float | None:
 def row(target: str, found: dict[str, Any], fixed: list[dict[str, Any]]) -> dict[str, Any]:
     share = float(target.rstrip(" %")) / 100
     asked = int(share * found["float_bytes"])
-    accuracy = on_the_curve(fixed, found["file_bytes"])
+    accuracy = on_the_curve([f for f in fixed if f["seed"] == found["seed"]], found["file_bytes"])
     return found | {
         "target": target,
         "target_bytes": asked,
@@ -82,16 +96,43 @@ def row(target: str, found: dict[str, Any], fixed: list[dict[str, Any]]) -> dict
     }
 
 
-def show(records: dict[str, Any]) -> None:
-    print("| network | target | bytes asked for | file, bytes | share | met | accuracy, % | fixed γ, % |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, record in records.items():
-        for r in record["targets"]:
-            fixed = "" if r["fixed_gamma_accuracy"] is None else f"{100 * r['fixed_gamma_accuracy']:.2f}"
-            print(
-                f"| {name} | {r['target']} | {r['target_bytes']:,} | {r['file_bytes']:,} | {r['share_of_target']:.3f} "
-                f"| {'yes' if r['met'] else 'no'} | {100 * r['accuracy']:.2f} | {fixed} |"
-            )
+def entry_of(found: list[tuple[Recipe, dict[str, Any]]]) -> dict[str, Any]:
+    """What there is of a network: its targets, and its fixed γ, for all seeds."""
+    fixed = [f | {"gamma": recipe.gamma} for recipe, f in found if recipe.target is None]
+    return {
+        "targets": [row(recipe.target, f, fixed) for recipe, f in found if recipe.target is not None],
+        "fixed": fixed,
+    }
+
+
+def show(entries: dict[str, Any]) -> None:
+    print("| network | target | bytes asked for | file, bytes | share | met | accuracy, % | fixed γ, % | difference |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for network, entry in entries.items():
+        for target, rows in grouped(entry["targets"], "target").items():
+            shares = [r["share_of_target"] for r in rows]
+            pairs = [(100 * r["accuracy"], 100 * fixed) for r in rows if (fixed := r["fixed_gamma_accuracy"])]
+            met = sum(r["met"] for r in rows)
+            cells = [
+                network,
+                target,
+                f"{rows[0]['target_bytes']:,}",
+                show_spread([r["file_bytes"] for r in rows], 0),
+                " … ".join(f"{share:.3f}" for share in sorted({min(shares), max(shares)})),
+                f"{met} of {len(rows)}",
+                show_spread([100 * r["accuracy"] for r in rows]),
+                show_spread([fixed for _, fixed in pairs]),
+                show_spread([accuracy - fixed for accuracy, fixed in pairs]),
+            ]
+            print(f"| {' | '.join(cells)} |")
+
+
+def grouped(rows: list[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
+    """Rows by what they have under `key`, in the order in which that is first seen."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for r in rows:
+        groups.setdefault(r[key], []).append(r)
+    return groups
 
 
 def parser_of(doc: str | None, runs: str) -> argparse.ArgumentParser:
@@ -99,37 +140,50 @@ def parser_of(doc: str | None, runs: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", nargs="*", choices=TASKS, help="networks; all but `digits` if not given")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--runs", type=Path, default=Path(runs))
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--device", default="cpu")
     return parser
 
 
-def main() -> None:
+def recipes_of(args: argparse.Namespace) -> dict[str, list[Recipe]]:
+    """Network -> what to begin from, one for each seed, by the options of `parser_of`."""
+    return {
+        network: [replace(TASKS[network], data_dir=args.data_dir, device=args.device, seed=s) for s in args.seeds]
+        for network in args.only or [n for n in TASKS if n != "digits"]
+    }
+
+
+def command_of(script: str, network: str, recipes: Sequence[Recipe]) -> str:
+    """How to make the entry of a network."""
+    seeds = " ".join(str(r.seed) for r in recipes)
+    device = f" --device {recipes[0].device}" if recipes[0].device != "cpu" else ""
+    return f"python bench/{script} --data-dir DATA --only {network} --seeds {seeds}{device}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, "runs/targets")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--no-fixed", action="store_true", help="leave out the runs of fixed γ")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parser.parse_args(arguments)
     path = args.records / "targets.json"
-    records: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in args.only or [n for n in TASKS if n != "digits"]:
-        recipe = replace(TASKS[name], data_dir=args.data_dir, seed=args.seed)
-        found = {t: run(f"{name}-{t}", replace(recipe, target=t), args.runs) for t in args.targets}
-        gammas = () if args.no_fixed else GAMMAS[name]
-        fixed = [run(f"{name}-gamma{g}", replace(recipe, gamma=g), args.runs) | {"gamma": g} for g in gammas]
-        records[name] = {
-            "command": f"python bench/targets.py --data-dir DATA --only {name}",
-            "recipe": replace(recipe, data_dir=None).to_dict(),
-            "targets": [row(t, f, fixed) for t, f in found.items()],
-            "fixed": fixed,
-            "machine": describe_machine(torch.device("cpu")),
-            "versions": describe_versions(),
-        }
-        args.records.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(records, indent=2) + "\n")
-    show(records)
+    recipes = recipes_of(args)
+    jobs = [
+        job
+        for network, of_seeds in recipes.items()
+        for recipe in of_seeds
+        for job in jobs_of(network, recipe, args.targets, () if args.no_fixed else GAMMAS[network], args.runs)
+    ]
+    done: dict[Job, dict[str, Any]] = {}
+    for job, found in results(run, jobs, at_once=args.jobs, threads=args.threads):
+        done[job] = found
+        network, of_seeds = job.network, recipes[job.network]
+        of_network = [(j.recipe, done[j]) for j in jobs if j.network == network and j in done]
+        keep_entry(path, network, of_seeds[0], command_of("targets.py", network, of_seeds), entry_of(of_network))
+    show(read_entries(path))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 
     python bench/tolerances.py --data-dir DATA                              # everything; resumable
     python bench/tolerances.py --data-dir DATA --only lenet5 --tolerances 0.5
+    python bench/tolerances.py --data-dir DATA --seeds 0 1 2 --jobs 16
 
-The networks and schedules are those of `bench/targets.py`. The float network is trained once for each of them, without
-the examples that are held out, and all tolerances are searched from it. A tolerance is kept on these examples by
-construction; what the chosen file loses on the test set, which nothing was chosen by, stands beside it. Writes
-`records/tolerances.json`, one entry for each network, and prints the table.
+The networks and schedules are those of `bench/targets.py`. The float network is trained once for each of them and each
+seed, without the examples that are held out, and all tolerances are searched from it. A tolerance is kept on these
+examples by construction; what the chosen file loses on the test set, which nothing was chosen by, stands beside it.
+Writes `records/tolerances.json`, one entry for each network, again after every search, and prints the table: means,
+with the standard deviation where there are several seeds.
 """
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness import source_digest
+from harness import keep_entry, read_entries, results, show_spread, source_digest
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, Found, find_smallest
@@ -29,14 +30,33 @@ from selfcompress.recipes.training import (
     build_for,
     train_float,
 )
-from selfcompress.scoring import describe_machine, describe_versions, load_float, score_model
-from targets import TASKS, parser_of
+from selfcompress.scoring import load_float, score_model
+from targets import command_of, grouped, parser_of, recipes_of
 
 TOLERANCES = (0.2, 0.5)
 
 
-def baseline(recipe: Recipe, folder: Path) -> float:
-    """Train the float network in `folder`, if it is not there; its accuracy on the test set."""
+@dataclass(frozen=True)
+class Job:
+    """A search from the float network of its seed."""
+
+    network: str
+    recipe: Recipe
+    tolerance: float
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / f"{self.network}-{self.tolerance:g}-{self.recipe.seed}"
+
+    @property
+    def float_run(self) -> Path:
+        return self.runs / f"{self.network}-float-{self.recipe.seed}"
+
+
+def baseline(job: Job) -> float:
+    """Train the float network, if it is not there; its accuracy on the test set."""
+    recipe, folder = replace(job.recipe, gamma=0.0), job.float_run
     if not (folder / RESULT).exists():
         train_float(recipe, folder, resume=(folder / CHECKPOINT).exists())
     dataset = load_dataset(recipe.dataset, recipe.data_dir)
@@ -44,15 +64,16 @@ def baseline(recipe: Recipe, folder: Path) -> float:
     return score_model(network, dataset.test_batches(EVALUATION_BATCH)).accuracy
 
 
-def search(recipe: Recipe, folder: Path, tolerance: float, baseline_run: Path) -> dict[str, Any]:
-    """Search in `folder`, or take up where it was left."""
+def search(job: Job) -> dict[str, Any]:
+    """Search, or take up where it was left."""
+    folder = job.folder
     if not (folder / RESULT).exists():
         found = asdict(
             find_smallest(
-                recipe,
+                job.recipe,
                 folder,
-                tolerance=tolerance,
-                baseline_run=baseline_run,
+                tolerance=job.tolerance,
+                baseline_run=job.float_run,
                 resume=(folder / SEARCH).exists(),
                 on_part=lambda title, epochs: (lambda r: print(f"{folder.name}, {title}: {r.to_json()}"), None),
             )
@@ -62,58 +83,69 @@ def search(recipe: Recipe, folder: Path, tolerance: float, baseline_run: Path) -
     # every part of a search is a run in a folder of its own: what was trained in all
     epochs = sum(len(path.read_text().splitlines()) for path in folder.rglob(METRICS))
     kept = {name: found[name] for name in Found.__dataclass_fields__ if name != "recipe"}
-    return kept | {"epochs_trained": epochs}
+    return kept | {"epochs_trained": epochs, "seed": job.recipe.seed, "source": source_digest()}
 
 
 def row(found: dict[str, Any], float_test: float) -> dict[str, Any]:
     lost = 100 * (accuracy(found["float_score"]) - accuracy(found["score"]))
     lost_test = 100 * (float_test - accuracy(found["test_score"]))
-    return found | {"lost_points": lost, "lost_points_test": lost_test, "kept": lost <= found["tolerance"] + 1e-9}
+    return found | {
+        "float_test_accuracy": float_test,
+        "lost_points": lost,
+        "lost_points_test": lost_test,
+        "kept": lost <= found["tolerance"] + 1e-9,
+    }
 
 
 def accuracy(score: dict[str, Any]) -> float:
     return float(score["correct"] / score["total"])
 
 
-def show(records: dict[str, Any]) -> None:
-    print("| network | tolerance | file, bytes | share of float | lost, held out | kept | lost, test | epochs |")
+def show(entries: dict[str, Any]) -> None:
+    print("| network | tolerance | file, bytes | share of float, % | lost, held out | kept | lost, test | epochs |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, record in records.items():
-        for r in record["tolerances"]:
-            share = 100 * r["file_bytes"] / r["float_bytes"]
-            print(
-                f"| {name} | {r['tolerance']:g} | {r['file_bytes']:,} | {share:.2f} % "
-                f"| {r['lost_points']:.2f} | {'yes' if r['kept'] else 'no'} | {r['lost_points_test']:.2f} "
-                f"| {r['epochs_trained']} + {record['recipe']['epochs']} |"
-            )
+    for network, entry in entries.items():
+        for tolerance, rows in grouped(entry["tolerances"], "tolerance").items():
+            cells = [
+                network,
+                f"{tolerance:g}",
+                show_spread([r["file_bytes"] for r in rows], 0),
+                show_spread([100 * r["file_bytes"] / r["float_bytes"] for r in rows]),
+                show_spread([r["lost_points"] for r in rows]),
+                f"{sum(r['kept'] for r in rows)} of {len(rows)}",
+                show_spread([r["lost_points_test"] for r in rows]),
+                f"{show_spread([r['epochs_trained'] for r in rows], 0)} + {entry['recipe']['epochs']}",
+            ]
+            print(f"| {' | '.join(cells)} |")
 
 
-def main() -> None:
+def held_out(recipe: Recipe) -> Recipe:
+    """The same with as many examples held out as a search would."""
+    return replace(recipe, validation=load_dataset(recipe.dataset, recipe.data_dir).train_size // HELD_OUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, "runs/tolerances")
     parser.add_argument("--tolerances", nargs="*", type=float, default=list(TOLERANCES))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parser.parse_args(arguments)
     path = args.records / "tolerances.json"
-    records: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in args.only or [n for n in TASKS if n != "digits"]:
-        recipe = replace(TASKS[name], data_dir=args.data_dir, seed=args.seed)
-        size = load_dataset(recipe.dataset, recipe.data_dir).train_size
-        recipe = replace(recipe, validation=size // HELD_OUT)
-        float_run = args.runs / f"{name}-float-{args.seed}"
-        float_test = baseline(replace(recipe, gamma=0.0), float_run)
-        found = [search(recipe, args.runs / f"{name}-{t:g}-{args.seed}", t, float_run) for t in args.tolerances]
-        records[name] = {
-            "command": f"python bench/tolerances.py --data-dir DATA --only {name}",
-            "recipe": replace(recipe, data_dir=None).to_dict(),
-            "float_test_accuracy": float_test,
-            "tolerances": [row(f, float_test) for f in found],
-            "source": source_digest(),
-            "machine": describe_machine(torch.device("cpu")),
-            "versions": describe_versions(),
-        }
-        args.records.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(records, indent=2) + "\n")
-    show(records)
+    recipes = {network: list(map(held_out, of_seeds)) for network, of_seeds in recipes_of(args).items()}
+    jobs = [
+        Job(network, recipe, tolerance, args.runs)
+        for network, of_seeds in recipes.items()
+        for recipe in of_seeds
+        for tolerance in args.tolerances
+    ]
+    floats = list({job.float_run: job for job in jobs}.values())
+    processes = {"at_once": args.jobs, "threads": args.threads}
+    float_test = {job.float_run: found for job, found in results(baseline, floats, **processes)}
+    done: dict[Job, dict[str, Any]] = {}
+    for job, found in results(search, jobs, **processes):
+        done[job] = row(found, float_test[job.float_run])
+        network, of_seeds = job.network, recipes[job.network]
+        rows = [done[j] for j in jobs if j.network == network and j in done]
+        keep_entry(path, network, of_seeds[0], command_of("tolerances.py", network, of_seeds), {"tolerances": rows})
+    show(read_entries(path))
 
 
 if __name__ == "__main__":

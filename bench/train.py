@@ -23,17 +23,26 @@ with settings of its own is named and recorded with them, such as `lenet5-code-l
 
 import argparse
 import math
-import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness import CONV5, LENET, MLP, RECORDS, RESNET, finish, keep, rewrite, show, summarize
+from harness import (
+    CONV5,
+    LENET,
+    MLP,
+    RECORDS,
+    RESNET,
+    OutOfTimeError,
+    finish,
+    keep,
+    results,
+    rewrite,
+    show,
+    summarize,
+)
 from selfcompress.costs import Macs, read_cost
 from selfcompress.packing import load
 from selfcompress.recipes.datasets import load_dataset
@@ -86,10 +95,6 @@ def minutes_now() -> float:
     return time.time() / 60
 
 
-class OutOfTimeError(Exception):
-    """The minutes of `--minutes` are over."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One training of a row."""
@@ -100,7 +105,6 @@ class Job:
     runs: Path
     deadline: float
     """When to stop, by `minutes_now`."""
-    threads: int
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -108,7 +112,6 @@ def run(job: Job) -> dict[str, Any]:
 
     Raises `OutOfTimeError` at the deadline; all finished epochs are kept then.
     """
-    torch.set_num_threads(job.threads)
     name, recipe = job.name, job.recipe
     folder = job.runs / f"{name}-{recipe.seed}"
 
@@ -178,10 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in args.seeds:
             if args.rewrite:
                 rewrite(args.runs / f"{named(row, changes)}-{seed}", args.data_dir)
-            jobs.append(Job(row, named(row, changes), replace(recipe, seed=seed), args.runs, deadline, args.threads))
-    results: dict[str, dict[int, dict[str, Any]]] = {}
-    for job, result in _results(jobs, args.jobs):
-        of_row = results.setdefault(job.name, {})
+            jobs.append(Job(row, named(row, changes), replace(recipe, seed=seed), args.runs, deadline))
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    start = run if args.jobs == 1 else _run_in_time
+    for job, result in results(start, jobs, at_once=args.jobs, threads=args.threads):
+        of_row = found.setdefault(job.name, {})
         of_row[job.recipe.seed] = result
         record = summarize(
             job.name,
@@ -199,26 +203,6 @@ def _run_in_time(job: Job) -> dict[str, Any]:
     if minutes_now() > job.deadline and not (job.runs / f"{job.name}-{job.recipe.seed}" / RESULT).exists():
         raise OutOfTimeError(f"{job.name} {job.recipe.seed}: no time to begin; the same command goes on")
     return run(job)
-
-
-def _results(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Each job with its result, as they are done; those that time is too short for are left out."""
-    if at_once == 1:
-        for job in jobs:
-            try:
-                yield job, run(job)
-            except OutOfTimeError as stop:
-                print(stop)
-                return
-        return
-    # a process that has begun with CUDA cannot be forked
-    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_run_in_time, job): job for job in jobs}
-        for future in as_completed(waiting):
-            try:
-                yield waiting[future], future.result()
-            except OutOfTimeError as stop:
-                print(stop)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 BENCH = str(Path(__file__).parent.parent / "bench")
 sys.path.insert(0, BENCH)
 try:
+    import targets
+    import tolerances
     import train
 finally:
     sys.path.remove(BENCH)
@@ -98,3 +102,74 @@ def test_a_row_with_settings_of_its_own_is_named_by_them() -> None:
     changes = {"gamma": 2.4, "teacher": "/somewhere/run"}
     assert train.named("lenet5-code-length", changes) == "lenet5-code-length-gamma2.4-teacher"
     assert train.named("lenet5-code-length", {"target": "1500 B"}) == "lenet5-code-length-target1500B"
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of two epochs on digits, in processes that find the scripts."""
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setitem(targets.TASKS, "digits", replace(targets.TASKS["digits"], width=40, epochs=2, batch_size=256))
+    monkeypatch.setitem(targets.GAMMAS, "digits", (0.1, 2.0))
+
+
+def options_of(folder: Path, jobs: int) -> list[str]:
+    places = ["--runs", str(folder / "runs"), "--records", str(folder / "records")]
+    return ["--data-dir", "none", "--only", "digits", "--seeds", "1", "0", "--jobs", str(jobs), *places]
+
+
+def test_targets_are_compared_with_the_curve_of_their_own_seed_however_many_run_at_once(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(where: str, jobs: int) -> dict[str, Any]:
+        targets.main([*options_of(tmp_path / where, jobs), "--targets", "25 %"])
+        return json.loads((tmp_path / where / "records" / "targets.json").read_text())["digits"]
+
+    alone = call("alone", 1)
+    assert [r["seed"] for r in alone["targets"]] == [1, 0]
+    assert [(r["seed"], r["gamma"]) for r in alone["fixed"]] == [(1, 0.1), (1, 2.0), (0, 0.1), (0, 2.0)]
+    for r in alone["targets"]:
+        curve = sorted((f["file_bytes"], f["accuracy"]) for f in alone["fixed"] if f["seed"] == r["seed"])
+        inside = curve[0][0] <= r["file_bytes"] <= curve[1][0]
+        expected = pytest.approx(
+            np.interp(np.log(r["file_bytes"]), np.log([b for b, _ in curve]), [a for _, a in curve])
+        )
+        assert r["fixed_gamma_accuracy"] == (expected if inside else None)
+    assert any(r["fixed_gamma_accuracy"] is not None for r in alone["targets"])
+    assert call("together", 2) == alone
+
+    monkeypatch.delattr(targets, "train")  # what is done is not done again
+    assert call("alone", 1) == alone
+
+
+def test_the_table_of_targets_has_means_and_spreads_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"target": "5 %", "target_bytes": 2000, "file_bytes": size, "share_of_target": size / 2000, "met": size <= 2000,
+         "accuracy": accuracy, "fixed_gamma_accuracy": fixed}
+        for size, accuracy, fixed in ((1990, 0.97, 0.98), (1970, 0.96, None), (2010, 0.95, 0.97))
+    ]  # fmt: skip
+    targets.show({"digits": {"targets": rows}})
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "| digits | 5 % | 2,000 | 1,990 ± 20 | 0.985 … 1.005 | 2 of 3 | 96.00 ± 1.00 | 97.50 ± 0.71 | -1.50 ± 0.71 |"
+    )
+
+
+def test_tolerances_are_searched_from_the_float_network_of_their_seed(
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(where: str, jobs: int) -> dict[str, Any]:
+        tolerances.main([*options_of(tmp_path / where, jobs), "--tolerances", "80"])
+        return json.loads((tmp_path / where / "records" / "tolerances.json").read_text())["digits"]
+
+    together = call("together", 2)
+    assert [(r["seed"], r["tolerance"]) for r in together["tolerances"]] == [(1, 80), (0, 80)]
+    for r in together["tolerances"]:
+        folder = tmp_path / "together" / "runs"
+        assert r["file_bytes"] == (folder / f"digits-{r['tolerance']:g}-{r['seed']}" / "net.scn").stat().st_size
+        of_float = json.loads((folder / f"digits-float-{r['seed']}" / "result.json").read_text())
+        assert r["float_score"] == of_float["score"]
+        assert of_float["recipe"]["validation"] > 0
+    assert "2 of 2" in capsys.readouterr().out
+
+    monkeypatch.delattr(tolerances, "find_smallest")
+    monkeypatch.delattr(tolerances, "train_float")
+    assert call("together", 1) == together

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import selfcompress as sc
 from selfcompress.compressor import SelfCompressor
 from selfcompress.errors import CheckpointError, UsageError
 from selfcompress.packing import pack
+from selfcompress.recipes.recipe import default_recipe
+from selfcompress.recipes.training import train
 
 STEPS = 180
 
@@ -118,6 +121,13 @@ def test_the_target_holds_even_if_the_learning_rate_never_falls_and_the_run_is_s
         report = compressor.step(optimizer)
     assert len(pack(model)) <= 3_000
     assert "towards zero to meet the target" in str(report)
+
+
+def test_a_run_that_is_too_short_for_its_target_ends_as_a_network(tmp_path: Path) -> None:
+    recipe = replace(default_recipe("digits"), epochs=8, target="5 %")
+    result = train(recipe, tmp_path / "run")
+    assert 0.97 * 10_122 <= result.summary.file_bytes <= 10_122
+    assert result.score.accuracy > 0.8  # one answer in ten is right by chance
 
 
 def test_a_stopped_run_goes_on_bit_for_bit() -> None:

@@ -39,6 +39,9 @@ BELOW = 3.0
 STEEPEST = 0.5
 LOWEST = 1e-3
 """γ never falls below this share of the first one."""
+HIGHEST = 1 / START
+"""γ never rises above so many times the first one: there the size pulls as hard as the loss did at the start. In a run
+that is too short for its target it would rise on, unanswered, until nothing of the network is left."""
 
 _TARGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", re.DOTALL)
 
@@ -93,7 +96,7 @@ class Budget:
     target_bytes: int
     total_steps: int
     steepest: float = STEEPEST
-    highest: float = math.inf
+    highest: float = HIGHEST
     first_bytes: float = 0.0
     """Size at the first update; 0 before it."""
     first_gamma: float = 0.0

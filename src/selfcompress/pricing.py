@@ -33,8 +33,6 @@ PARTS = 10**6
 """A `Budget` counts in whole bytes; here it counts in millionths of the target."""
 STEEPEST = 0.15
 """By so much ln λ rises at most in an update: channels die late, all at once, so that the controller has to wait."""
-HIGHEST = 100.0
-"""λ never rises above so many times the first one: there its pull is that of the loss at the start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +140,7 @@ class Prices:
         self._liveness = Liveness(pricing.workload, axes, compressed, by_bits=by_bits)
         self.prices = {**pricing.prices, **dict.fromkeys(pricing.limits, 0.0)}
         self.unmet: tuple[str, ...] = ()
-        budgets = {cost: Budget(PARTS, pricing.total_steps, STEEPEST, HIGHEST) for cost in pricing.limits}
+        budgets = {cost: Budget(PARTS, pricing.total_steps, STEEPEST) for cost in pricing.limits}
         self._steered = {cost: self._steering(budget) for cost, budget in budgets.items()}
 
     def _steering(self, budget: Budget) -> Steering:
