@@ -72,8 +72,8 @@ ROWS: dict[str, Recipe] = {
 }
 
 CIFAR = replace(
-    default_recipe("cifar10", "resnet9"), epochs=36, batch_size=512, lr=2e-3, weight_decay=0.1, label_smoothing=0.1,
-    cutout=8, anneal=0.8, precision="bfloat16", compile=True,
+    default_recipe("cifar10", "resnet9"), epochs=60, batch_size=512, lr=2e-3, weight_decay=0.1, label_smoothing=0.1,
+    cutout=8, anneal=0.8, precision="bfloat16",
 )  # fmt: skip
 FULL: dict[str, Recipe] = {
     "resnet9-full-float": replace(CIFAR, gamma=0.0),
