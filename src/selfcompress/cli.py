@@ -88,6 +88,61 @@ app = typer.Typer(
 )
 
 
+WHAT, HOW, WHERE = "What to train", "How to train", "Where"
+
+# options of several commands
+TrainedNetwork = Annotated[
+    str | None,
+    typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]", rich_help_panel=WHAT),
+]
+TrainedWidth = Annotated[
+    int | None,
+    typer.Option(help="Channels of the network's first stage, where it has that option.", rich_help_panel=WHAT),
+]
+Validation = Annotated[
+    int | None,
+    typer.Option(
+        help="Hold out this many training examples and score on them; the test set is not looked at.",
+        rich_help_panel=HOW,
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: cpu]", rich_help_panel=WHERE)]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SELFCOMPRESS_DATA", help="Folder that holds the data sets.", rich_help_panel=WHERE, show_default=False
+    ),
+]
+DataOfFile = Annotated[str | None, typer.Option(help="Data set. [default: the one the file names]")]
+NetworkOfFile = Annotated[str | None, typer.Option(help="Network. [default: the one the file names]")]
+WidthOfFile = Annotated[int | None, typer.Option(help="Width of the network. [default: the one the file names]")]
+KnownData = Annotated[
+    str | None, typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. [default: digits]")
+]
+KnownNetwork = Annotated[
+    str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]")
+]
+KnownWidth = Annotated[
+    int | None, typer.Option(help="Channels of the network's first stage, where it has that option.")
+]
+OwnNetwork = Annotated[
+    str | None,
+    typer.Option(
+        help="A network of your own in place of these, as package.module:factory. The module is imported, which "
+        "runs its code; the factory is called without arguments and returns the network."
+    ),
+]
+OwnShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="For --module: the shape of one sample, such as 3,224,224; int:128 for 128 whole numbers, such as "
+        "tokens. Once for each argument of the network.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
@@ -139,9 +194,6 @@ def _options(
     pass
 
 
-WHAT, HOW, WHERE = "What to train", "How to train", "Where"
-
-
 @app.command("train")
 @_tell_errors
 def train_command(
@@ -151,14 +203,8 @@ def train_command(
             help=f"Data set: {', '.join(DATASETS)}. [default: digits, which needs no files]", rich_help_panel=WHAT
         ),
     ] = None,
-    network: Annotated[
-        str | None,
-        typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]", rich_help_panel=WHAT),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Channels of the network's first stage, where it has that option.", rich_help_panel=WHAT),
-    ] = None,
+    network: TrainedNetwork = None,
+    width: TrainedWidth = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -268,29 +314,13 @@ def train_command(
             rich_help_panel=WHERE,
         ),
     ] = None,
-    validation: Annotated[
-        int | None,
-        typer.Option(
-            help="Hold out this many training examples and score on them; the test set is not looked at.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    validation: Validation = None,
     seed: Annotated[int | None, typer.Option(help="Start of all randomness.", rich_help_panel=HOW)] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Train the float network as well, and compare.", rich_help_panel=HOW)
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: cpu]", rich_help_panel=WHERE)
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="SELFCOMPRESS_DATA",
-            help="Folder that holds the data sets.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
+    device: Device = None,
+    data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run. [default: runs/DATA-NETWORK]", rich_help_panel=WHERE)
     ] = None,
@@ -462,14 +492,8 @@ def sweep_command(
         str | None,
         typer.Option(help=f"Data set: {', '.join(DATASETS)}. [default: digits]", rich_help_panel=WHAT),
     ] = None,
-    network: Annotated[
-        str | None,
-        typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]", rich_help_panel=WHAT),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Channels of the network's first stage, where it has that option.", rich_help_panel=WHAT),
-    ] = None,
+    network: TrainedNetwork = None,
+    width: TrainedWidth = None,
     start: Annotated[
         str | None, typer.Option("--from", help="Trained weights to begin with, as for train.", rich_help_panel=WHAT)
     ] = None,
@@ -481,13 +505,7 @@ def sweep_command(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training set, of each run.", rich_help_panel=HOW)
     ] = None,
-    validation: Annotated[
-        int | None,
-        typer.Option(
-            help="Hold out this many training examples and score on them; the test set is not looked at.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    validation: Validation = None,
     seed: Annotated[int | None, typer.Option(help="Start of all randomness, of each run.", rich_help_panel=HOW)] = None,
     choose: Annotated[
         str | None,
@@ -498,18 +516,8 @@ def sweep_command(
             rich_help_panel=HOW,
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: cpu]", rich_help_panel=WHERE)
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="SELFCOMPRESS_DATA",
-            help="Folder that holds the data sets.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
+    device: Device = None,
+    data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep. [default: runs/DATA-NETWORK-sweep]", rich_help_panel=WHERE)
     ] = None,
@@ -569,15 +577,15 @@ def sweep_command(
 @_tell_errors
 def eval_command(
     file: Annotated[Path, typer.Argument(help="A .scn file.")],
-    data: Annotated[str | None, typer.Option(help="Data set. [default: the one the file names]")] = None,
-    network: Annotated[str | None, typer.Option(help="Network. [default: the one the file names]")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the network. [default: the one the file names]")] = None,
+    data: DataOfFile = None,
+    network: NetworkOfFile = None,
+    width: WidthOfFile = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(envvar="SELFCOMPRESS_DATA", help="Folder that holds the data sets.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Load a .scn file, by its graph or into a fresh network, and measure its accuracy on the test set."""
     data, network, width = _named(file, data, network, width)
@@ -620,9 +628,9 @@ def export_command(
     file: Annotated[Path, typer.Argument(help="A .scn file.")],
     to: Annotated[str, typer.Option(help=f"Format: {', '.join(KINDS)}.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    data: Annotated[str | None, typer.Option(help="Data set. [default: the one the file names]")] = None,
-    network: Annotated[str | None, typer.Option(help="Network. [default: the one the file names]")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the network. [default: the one the file names]")] = None,
+    data: DataOfFile = None,
+    network: NetworkOfFile = None,
+    width: WidthOfFile = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -638,7 +646,7 @@ def export_command(
             "is fastest."
         ),
     ] = "1",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a .scn file for another program, run that on the test set, and compare the two.
 
@@ -734,7 +742,7 @@ def bench_latency_command(
     threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
     runs: Annotated[int, typer.Option(help="Timed runs of each.")] = 50,
     with_onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Time ONNX Runtime, too.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time networks of .scn files beside the float networks they came from: torch and ONNX Runtime, in turn.
 
@@ -784,7 +792,7 @@ def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
 @_tell_errors
 def inspect_command(
     file: Annotated[Path, typer.Argument(help="A .scn file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a .scn file holds: its tensors before and after, bits per weight, bytes and their share."""
     summary = inspect_file(file)
@@ -800,23 +808,11 @@ def inspect_command(
 @_tell_errors
 def measure_command(
     out: Annotated[Path, typer.Option(help="File to write.")],
-    data: Annotated[
-        str | None,
-        typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. [default: digits]"),
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Channels of the network's first stage, where it has that option.")
-    ] = None,
-    module: Annotated[
-        str | None, typer.Option(help="A network of your own, as package.module:factory, as for explain.")
-    ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(help="For --module: the shape of one sample, as for explain.", show_default=False),
-    ] = None,
+    data: KnownData = None,
+    network: KnownNetwork = None,
+    width: KnownWidth = None,
+    module: OwnNetwork = None,
+    input_shape: OwnShape = None,
     runtime: Annotated[str, typer.Option(help=f"What is to run the network: {', '.join(RUNTIMES)}.")] = RUNTIMES[0],
     batch: Annotated[int, typer.Option(help="Samples in a run.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads that compute.")] = 1,
@@ -837,32 +833,12 @@ def measure_command(
 @app.command("explain")
 @_tell_errors
 def explain_command(
-    data: Annotated[
-        str | None,
-        typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. [default: digits]"),
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Channels of the network's first stage, where it has that option.")
-    ] = None,
-    module: Annotated[
-        str | None,
-        typer.Option(
-            help="A network of your own in place of these, as package.module:factory. The module is imported, which "
-            "runs its code; the factory is called without arguments and returns the network."
-        ),
-    ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="For --module: the shape of one sample, such as 3,224,224; int:128 for 128 whole numbers, such as "
-            "tokens. Once for each argument of the network.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data: KnownData = None,
+    network: KnownNetwork = None,
+    width: KnownWidth = None,
+    module: OwnNetwork = None,
+    input_shape: OwnShape = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what could be cut from a network and what stays, and why, before any training."""
     model, inputs = _chosen_network(data, network, width, module, input_shape)

@@ -94,7 +94,8 @@ class Result:
     score: Score
     """Of the file loaded into a fresh network."""
     trained_score: Score
-    """Of the network that was trained, before it was written. The file is that network, so the two agree."""
+    """Of the network that was trained, before it was written. In the file, norms and whatever else has no levels are in
+    half precision: an example or two that lie between two classes may tell them apart."""
     scored_on: str
     """`test`, or `validation` if the recipe holds examples out."""
     size_share: float | None
