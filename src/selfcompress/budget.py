@@ -31,7 +31,7 @@ UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "
 BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
 APPROACH = (0.5, 1.2)
 """Share of the run after which the path has come down to so many times the target …"""
-LANDING = (0.85, 1.0)
+LANDING = (0.875, 1.0)
 """… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
 never rises: weights that have gone come back slowly."""
 START = 0.03
