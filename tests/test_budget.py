@@ -48,15 +48,26 @@ class Plant:
 
     def __init__(self, first: float, slope: float, delay: float, knee: float, growth: float, noise: float) -> None:
         self.first, self.slope, self.delay, self.knee, self.growth = first, slope, delay, knee, growth
-        self.now = first
+        self.now, self.at = first, 0.0
         self.noise, self.random = noise, random.Random(1)
 
     def after(self, gamma: float, passed: float) -> float:
         """The size once a share `passed` of the run went by at this γ."""
         rest = self.first - self.slope * math.log1p(gamma / self.knee)
         delay = self.delay if rest < self.now else self.delay / self.growth
-        self.now += (rest - self.now) * (1 - math.exp(-passed / delay))
+        self.now += (rest - self.now) * (1 - math.exp(-passed * self.speed() / delay))
+        self.at += passed
         return math.exp(self.now + self.random.gauss(0, self.noise))
+
+    def speed(self) -> float:
+        return 1.0
+
+
+class ShortRun(Plant):
+    """One of 1,400 steps: the size takes a fifth of it to answer, and longer as the learning rate falls."""
+
+    def speed(self) -> float:
+        return (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * max(0.0, (self.at - 0.2) / 0.8)))) ** 0.7
 
 
 def steer(plant: Plant, budget: Budget, ratio: float, updates: int = 200) -> list[tuple[float, float]]:
@@ -73,17 +84,29 @@ def steer(plant: Plant, budget: Budget, ratio: float, updates: int = 200) -> lis
 
 @pytest.mark.parametrize("share", [0.3, 0.1, 0.02, 0.005])
 @pytest.mark.parametrize("knee", [1e-4, 1.0, 1e4])  # the scale of the loss
+@pytest.mark.parametrize("pull", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize(("slope", "delay", "growth"), [(0.5, 0.05, 1.0), (0.4, 0.1, 0.3), (0.8, 0.02, 0.1)])
 def test_the_size_lands_on_the_target_whatever_the_scale_of_the_loss(
-    share: float, knee: float, slope: float, delay: float, growth: float
+    share: float, knee: float, pull: float, slope: float, delay: float, growth: float
 ) -> None:
     first = 1e6
-    plant = Plant(math.log(first), slope, delay, 0.02 * knee, growth, noise=0.003)
+    plant = Plant(math.log(first), slope, delay, knee, growth, noise=0.003)
+    holds = knee * (share ** (-1 / slope) - 1)  # the γ at which the plant stays at the target
     budget = Budget(int(share * first), 20_000)
-    course = steer(plant, budget, ratio=5 * knee)
+    course = steer(plant, budget, ratio=holds / pull)
     sizes = [size for size, _ in course]
     assert all(0.97 < size < 1.03 for size in sizes[-8:])  # what is above is trimmed
-    assert max(sizes[60:]) < 1.7  # on its way it is behind a falling path, but not by far
+    assert max(sizes[120:]) < 1.4  # it is behind a falling path, but not for long
+    assert max(gamma for _, gamma in course) < 1.7 * holds  # what a higher γ takes away does not come back
+
+
+@pytest.mark.parametrize(("share", "pull"), [(0.2, 0.02), (0.075, 0.12), (0.04, 0.3)])
+def test_a_short_run_lands_too_with_little_to_trim(share: float, pull: float) -> None:
+    plant = ShortRun(math.log(1e6), slope=0.75, delay=0.2, knee=1.0, growth=0.3, noise=0.0)
+    holds = share ** (-1 / 0.75) - 1
+    course = steer(plant, Budget(int(share * 1e6), 1_400), ratio=holds / pull, updates=60)
+    assert 0.98 < course[-3][0] < 1.03
+    assert max(gamma for _, gamma in course) < 3.4 * holds
 
 
 def test_the_path_falls_and_never_rises_and_ends_at_the_target() -> None:
@@ -108,7 +131,7 @@ def test_gamma_rises_by_steps_that_are_bounded_and_falls_to_a_floor() -> None:
     assert budget.update(10, 1e9) == pytest.approx(first * math.exp(0.5))
     for step in range(15, 1_000, 5):
         budget.update(step, 1.0)
-    assert budget.gamma == pytest.approx(1e-3 * first)
+    assert budget.gamma == pytest.approx(3e-4 * first)
 
 
 def test_a_size_that_does_not_answer_is_pulled_at_no_harder_than_the_loss_did_at_first() -> None:
