@@ -126,7 +126,7 @@ def test_the_target_holds_even_if_the_learning_rate_never_falls_and_the_run_is_s
 def test_a_run_that_is_too_short_for_its_target_ends_as_a_network(tmp_path: Path) -> None:
     recipe = replace(default_recipe("digits"), epochs=8, target="5 %")
     result = train(recipe, tmp_path / "run")
-    assert 0.97 * 10_122 <= result.summary.file_bytes <= 10_122
+    assert 0.9 * 10_122 <= result.summary.file_bytes <= 10_122
     assert result.score.accuracy > 0.8  # one answer in ten is right by chance
 
 
