@@ -19,7 +19,7 @@ import selfcompress as sc
 from selfcompress.recipes import training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.networks import build_network
-from selfcompress.recipes.recipe import Recipe
+from selfcompress.recipes.recipe import Recipe, default_recipe
 
 from .zoo import PATTERNS
 
@@ -201,3 +201,22 @@ def test_a_replayed_step_is_the_step(options: dict[str, Any]) -> None:
     assert losses[-1] == pytest.approx(expected[-1], abs=0.3)
     sizes = [c.size().size_bytes for c in (compressor, other)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+
+
+def test_a_text_is_read_there(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("to be, or not to be: that is the question. " * 200)
+    recipe = replace(
+        default_recipe("text", "gpt"),
+        width=8,
+        epochs=2,
+        batch_size=8,
+        device=DEVICE,
+        data_dir=str(tmp_path / "one.txt"),
+    )
+    result = training.train(recipe, tmp_path / "run")
+    assert result.score.total > 0
+    assert sc.load(tmp_path / "run" / training.FILE, into=build_for_text(recipe)) is not None
+
+
+def build_for_text(recipe: Recipe) -> nn.Module:
+    return training.build_for(load_dataset("text", recipe.data_dir), recipe.network, recipe.width)

@@ -17,7 +17,7 @@ class Rerun:
 
     made = 0
 
-    def __init__(self, compute: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> None:
+    def __init__(self, compute: Callable[..., Tensor], batch: tuple[Tensor, ...], pool: object) -> None:
         self.compute, self.shapes = compute, [t.shape for t in batch]
         self.step: Any = getattr(compute, "__self__")  # noqa: B009 - a bound method
         self.seen = self.look()
@@ -46,6 +46,7 @@ class Rerun:
 def rerun(monkeypatch: pytest.MonkeyPatch) -> type[Rerun]:
     monkeypatch.setattr(replaying, "_Recording", Rerun)
     monkeypatch.setattr(replaying, "_recordable", lambda batch: True)
+    monkeypatch.setattr(torch.cuda, "MemPool", object)
     monkeypatch.setattr(Rerun, "made", 0)
     return Rerun
 
@@ -175,6 +176,7 @@ def test_what_cannot_be_recorded_is_said_once_and_runs_as_it_is_written(monkeypa
 
     monkeypatch.setattr(replaying, "_Recording", refuse)
     monkeypatch.setattr(replaying, "_recordable", lambda batch: True)
+    monkeypatch.setattr(torch.cuda, "MemPool", object)
     _, written_out, optimizer = compressing(gamma=1.0)
     losses = [by_hand(written_out, optimizer, x, y) for x, y in batches(10)]
     model, compressor, optimizer = compressing(gamma=1.0)

@@ -8,7 +8,7 @@ The path falls from the first size to 1.2 times the target, by the same factor i
 run, and to the target itself while the learning rate, which usually falls in the second half, can still answer. γ
 follows a PI controller on the logarithms:
 
-    e = ln(size / path),   d ln γ = K_p·de + K_i·t·e·dt     (t: share of the run)
+    e = ln(size / path),   d ln γ = K_p·de + K_i·t·e·dt     (t: share of the run; below the path 3·K_i·e·dt)
 
 The size answers γ with a slope of -1/2 to -3/4 in logarithms, and a delay of a few percent of a long run, but of a
 fifth of one of 1,400 steps (measured on the recipes). K_i grows with t, so that a network that is behind the path at
@@ -34,18 +34,17 @@ APPROACH = (0.5, 1.2)
 LANDING = (0.875, 1.0)
 """… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
 never rises: weights that have gone come back slowly."""
-START = 0.03
-"""First γ, as a share of the ratio of gradients."""
+START = 0.01
+"""First γ, as a share of the ratio of gradients, for each factor e that the size has to fall by: what hardly has to fall
+would be below its path at once, and could not come back."""
 PROPORTIONAL, INTEGRAL = 3.0, 60.0
 """K_p, and K_i at the end of the run."""
 BELOW = 3.0
-"""K_i is so many times as large below the path, as it takes longer to grow than to shrink."""
+"""Below the path K_i is so many times as large, from the beginning: it takes longer to grow than to shrink."""
 STEEPEST = 0.5
-LOWEST = 3e-4
-"""γ never falls below this share of the first one."""
-HIGHEST = 1 / START
-"""γ never rises above so many times the first one: there the size pulls as hard as the loss did at the start. In a run
-that is too short for its target it would rise on, unanswered, until nothing of the network is left."""
+LOWEST, HIGHEST = 1e-6, 1.0
+"""Bounds of γ, in ratios of gradients. At the upper one the size pulls as hard as the loss did at the start: in a run
+that is too short for its target γ would rise on, unanswered, until nothing of the network is left."""
 
 _TARGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", re.DOTALL)
 
@@ -94,16 +93,15 @@ class Budget:
         target_bytes: size to end at, >= 1.
         total_steps: training steps of the run, >= 1.
         steepest: by so much ln γ rises at most from one update to the next; it falls as fast as it likes.
-        highest: γ never rises above so many times the first one.
     """
 
     target_bytes: int
     total_steps: int
     steepest: float = STEEPEST
-    highest: float = HIGHEST
     first_bytes: float = 0.0
     """Size at the first update; 0 before it."""
-    first_gamma: float = 0.0
+    gradient_ratio: float = 0.0
+    """Of the mean absolute gradients of the loss and of Q with respect to the weights, at the first update."""
     gamma: float = 0.0
     error: float = 0.0
     """ln(size / path) at the last update."""
@@ -120,13 +118,15 @@ class Budget:
         Args:
             step: training steps done.
             size_bytes: size now.
-            gradient_ratio: of the mean absolute gradients of the loss and of Q with respect to the weights, >= 0.
+            gradient_ratio: see the attribute; >= 0.
 
         Returns:
             The first γ.
         """
         self.first_bytes, self.last_step = max(size_bytes, 1.0), step
-        self.first_gamma = self.gamma = START * gradient_ratio
+        self.gradient_ratio = gradient_ratio
+        way = max(math.log(self.first_bytes / self.target_bytes), LOWEST / START)
+        self.gamma = START * way * gradient_ratio
         self.error = math.log(size_bytes / self.path(step))
         return self.gamma
 
@@ -140,10 +140,10 @@ class Budget:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""
         error = math.log(max(size_bytes, 1.0) / self.path(step))
         passed = (step - self.last_step) / self.total_steps
-        integral = INTEGRAL * step / self.total_steps * (1.0 if error > 0 else BELOW)
+        integral = INTEGRAL * (step / self.total_steps if error > 0 else BELOW)
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
-        gamma = min(self.gamma * math.exp(min(change, self.steepest)), self.highest * self.first_gamma)
-        self.gamma = max(gamma, LOWEST * self.first_gamma)
+        gamma = self.gamma * math.exp(min(change, self.steepest))
+        self.gamma = min(max(gamma, LOWEST * self.gradient_ratio), HIGHEST * self.gradient_ratio)
         self.error, self.last_step = error, step
         return self.gamma
 

@@ -52,6 +52,7 @@ class ReplayedStep:
         self.refused = ""
         self._last: object = None
         self._recording: _Recording | None = None
+        self._pool: Any = None
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Do a step; returns the task's loss before it, a scalar without gradient."""
@@ -96,8 +97,10 @@ class ReplayedStep:
         """Replay a step, recorded before or now; None if it cannot be recorded."""
         if self._recording is None:
             self.optimizer.zero_grad()  # gradients are made within the graph, at places of their own
+            # all graphs of a run take turns in the same memory: each with its own, they soon fill the device
+            self._pool = self._pool or torch.cuda.MemPool()
             try:
-                self._recording = _Recording(self._compute, batch)
+                self._recording = _Recording(self._compute, batch, self._pool)
             except RuntimeError as error:  # torch's own kinds are of this one, too
                 self.refused = str(error).splitlines()[0]
                 warnings.warn(f"the training step is not replayed: {self.refused}", stacklevel=3)
@@ -115,13 +118,13 @@ def _recordable(batch: tuple[Tensor, ...]) -> bool:
 class _Recording:
     """A step as a CUDA graph, and the places where it finds its batch and leaves its loss."""
 
-    def __init__(self, compute: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> None:
+    def __init__(self, compute: Callable[..., Tensor], batch: tuple[Tensor, ...], pool: Any) -> None:
         self._batch = tuple(torch.empty_like(t) for t in batch)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            self._graph.capture_begin()
+            self._graph.capture_begin(pool=pool.id)
             try:
                 self._loss: Any = compute(*self._batch)
             finally:

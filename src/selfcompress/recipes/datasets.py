@@ -439,8 +439,8 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def _cut_windows(tokens: Tensor, starts: Tensor, context: int) -> Tensor:
-    """Tokens (L,), starts (B,) -> (B, context) int64."""
-    return tokens[starts[:, None] + torch.arange(context, device=tokens.device)].long()
+    """Tokens (L,), starts (B,) on any device -> (B, context) int64, where the tokens are."""
+    return tokens[starts.to(tokens.device)[:, None] + torch.arange(context, device=tokens.device)].long()
 
 
 def _hold_out(dataset: Dataset, count: int) -> Dataset:

@@ -519,8 +519,6 @@ def _train_step(job: _Job, inputs: Tensor, targets: Tensor, epoch: int, step: in
 
 def _task_loss(recipe: Recipe, model: nn.Module, teacher: nn.Module | None, inputs: Tensor, targets: Tensor) -> Tensor:
     answers = None
-    if inputs.is_cuda and inputs.ndim == 4:  # what its kernels for half precision are made for
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         outputs = model(inputs)
         if teacher is not None:
