@@ -35,8 +35,8 @@ LANDING = (0.875, 1.0)
 """… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
 never rises: weights that have gone come back slowly."""
 START = 0.01
-"""First γ, as a share of the ratio of gradients, for each factor e that the size has to fall by: what hardly has to fall
-would be below its path at once, and could not come back."""
+"""First γ, as a share of the ratio of gradients, for each factor e that the size has to fall by: else what hardly has
+to fall would be below its path at once, and could not come back."""
 PROPORTIONAL, INTEGRAL = 3.0, 60.0
 """K_p, and K_i at the end of the run."""
 BELOW = 3.0
