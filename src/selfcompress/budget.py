@@ -8,13 +8,14 @@ The path falls from the first size to 1.2 times the target, by the same factor i
 run, and to the target itself while the learning rate, which usually falls in the second half, can still answer. γ
 follows a PI controller on the logarithms:
 
-    e = ln(size / path),   d ln γ = K_p·de + K_i·t·e·dt     (t: share of the run; below the path 3·K_i·e·dt)
+    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w))·e·dt
+    (t: share of the run; w = ln(first size / target), at least 0)
 
 The size answers γ with a slope of -1/2 to -3/4 in logarithms, and a delay of a few percent of a long run, but of a
-fifth of one of 1,400 steps (measured on the recipes). K_i grows with t, so that a network that is behind the path at
-first goes its own way: a γ that forces it onto the path rises to several times the one that holds it at the target
-later, and what that takes away does not come back. γ starts at a small share of the ratio of the two gradients, of the
-loss and of the size, so that the scale of the loss does not matter.
+fifth of one of 1,400 steps (measured on the recipes). K_i grows with t, so that a network that is behind a steep path
+at first goes its own way: a γ that forces it onto the path rises to several times the one that holds it at the target
+later, and what that takes away does not come back. A path that hardly falls has no such beginning. γ starts at a small
+share of the ratio of the two gradients, of the loss and of the size, so that the scale of the loss does not matter.
 """
 
 import math
@@ -35,12 +36,12 @@ LANDING = (0.875, 1.0)
 """… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
 never rises: weights that have gone come back slowly."""
 START = 0.01
-"""First γ, as a share of the ratio of gradients, for each factor e that the size has to fall by: else what hardly has
-to fall would be below its path at once, and could not come back."""
+"""First γ, in ratios of gradients, for each factor e that the size has to fall by: what hardly has to fall would be
+below its path at once, and comes back slowly."""
 PROPORTIONAL, INTEGRAL = 3.0, 60.0
 """K_p, and K_i at the end of the run."""
 BELOW = 3.0
-"""Below the path K_i is so many times as large, from the beginning: it takes longer to grow than to shrink."""
+"""K_i is so many times as large below the path, as it takes longer to grow than to shrink."""
 STEEPEST = 0.5
 LOWEST, HIGHEST = 1e-6, 1.0
 """Bounds of γ, in ratios of gradients. At the upper one the size pulls as hard as the loss did at the start: in a run
@@ -125,10 +126,14 @@ class Budget:
         """
         self.first_bytes, self.last_step = max(size_bytes, 1.0), step
         self.gradient_ratio = gradient_ratio
-        way = max(math.log(self.first_bytes / self.target_bytes), LOWEST / START)
-        self.gamma = START * way * gradient_ratio
+        self.gamma = max(START * self.way, LOWEST) * gradient_ratio
         self.error = math.log(size_bytes / self.path(step))
         return self.gamma
+
+    @property
+    def way(self) -> float:
+        """By so many factors e the size has to fall in all."""
+        return max(math.log(self.first_bytes / self.target_bytes), 0.0)
 
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
@@ -140,7 +145,8 @@ class Budget:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""
         error = math.log(max(size_bytes, 1.0) / self.path(step))
         passed = (step - self.last_step) / self.total_steps
-        integral = INTEGRAL * (step / self.total_steps if error > 0 else BELOW)
+        urgency = max(step / self.total_steps, 1 / (1 + self.way))
+        integral = INTEGRAL * urgency * (1.0 if error > 0 else BELOW)
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
         gamma = self.gamma * math.exp(min(change, self.steepest))
         self.gamma = min(max(gamma, LOWEST * self.gradient_ratio), HIGHEST * self.gradient_ratio)
