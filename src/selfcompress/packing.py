@@ -6,7 +6,8 @@ statistics are not needed any more, and the layer keeps its place, so nothing el
 
 `load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
 comes back is plain PyTorch: no quantizers, no trace of this package but the rounding of activations, where the file
-says how. Nothing is changed before everything has been checked.
+says how, and layers whose code has to be told of a size (`following.py`, `remembering.py`). Nothing is changed before
+everything has been checked.
 
 With `example_inputs`, `save` also writes the network's graph (`capturing.py`), a hundred bytes or so, and `load` makes
 the network from the file alone (`interpreting.py`).
