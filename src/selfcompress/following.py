@@ -17,6 +17,8 @@ computes the same is not believed but tried: see `trial.py`.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import combinations
 from math import prod
 from typing import Any, cast
@@ -32,6 +34,19 @@ FOLLOWED = "_followed_sizes"
 """Attribute of a module that follows: name of its number of heads -> (its first value, the width C of all these)."""
 _RESHAPES = frozenset({"reshape", "view"})
 _FACTORS = frozenset({"mul", "__mul__", "__rmul__", "mul_", "__imul__", "div", "__truediv__", "div_", "__itruediv__"})
+
+
+_MAY_BE_OPEN = ContextVar("_MAY_BE_OPEN", default=False)
+
+
+@contextmanager
+def open_sizes() -> Iterator[None]:
+    """Within it sizes of -1 are not refused: for widths at which another size may equal one that follows by chance."""
+    token = _MAY_BE_OPEN.set(True)
+    try:
+        yield
+    finally:
+        _MAY_BE_OPEN.reset(token)
 
 
 class _FollowingSizes(TorchFunctionMode):
@@ -60,7 +75,7 @@ class _FollowingSizes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in _RESHAPES and args and isinstance(args[0], Tensor):
-            args = (args[0], *self._fitting(args[0].numel(), args[1:], strict=only_shapes_of(args[0])))
+            args = (args[0], *self._fitting(args[0].numel(), args[1:], strict=_refuses(args[0])))
         elif name in _FACTORS:
             args = tuple(self.factors.get(a, a) if isinstance(a, float) else a for a in args)
         return func(*args, **(kwargs or {}))
@@ -83,6 +98,11 @@ class _FollowingSizes(TorchFunctionMode):
         for count in range(len(places) + 1):
             for chosen in combinations(places, count):
                 yield [self.sizes[size] if i in chosen else size for i, size in enumerate(asked)]
+
+
+def _refuses(x: Tensor) -> bool:
+    """Whether code is being tried that must not leave a size open."""
+    return only_shapes_of(x) and not _MAY_BE_OPEN.get()
 
 
 def _fits(numel: int, sizes: list[int]) -> bool:

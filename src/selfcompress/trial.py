@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .axes import Attribute, Axes, ChannelClass, FrozenAxis, find_axes
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
-from .following import mistakable
+from .following import mistakable, open_sizes
 from .meta import call, leaves, shapes_only
 from .shrinking import Kept, Positions, own_size, resize
 
@@ -348,7 +348,10 @@ class _Trial:
         `doubtful` are the numbers of members of each class with which it might; they are used up.
         """
         while any(doubtful.values()):  # one cut of all of them at a time
-            if self._breaks({i: members.pop() for i, members in doubtful.items() if members}) is not None:
+            left = {i: members.pop() for i, members in doubtful.items() if members}
+            with open_sizes():  # that code leaves none open has been seen in the cut of one member
+                _, reason = self._try(left, [*self.expected])
+            if reason is not None:
                 return True
         return False
 
