@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from selfcompress.axes import Axes, find_axes
 from selfcompress.copies import tensors_in
@@ -214,6 +215,16 @@ def kill(model: nn.Module, axes: Axes, share: float, rng: np.random.Generator) -
     return victims
 
 
+class InDouble(TorchFunctionMode):
+    """Within it, what code brings to single precision to be exact, as norms of language models do, stays in double."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "float" or (name == "to" and torch.float32 in args):
+            return args[0] if args[0].dtype == torch.float64 else func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 def run(model: nn.Module, inputs: Inputs, training: bool) -> list[Tensor]:
     """All that the network returns; dropout is off, and whatever else is random starts alike."""
     model.train(training)
@@ -223,7 +234,7 @@ def run(model: nn.Module, inputs: Inputs, training: bool) -> list[Tensor]:
     torch.manual_seed(1)
     state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     # dropout that is called as a function draws as many numbers as there are channels
-    with torch.no_grad(), mock.patch.object(F, "dropout", lambda x, *args, **kwargs: x):
+    with torch.no_grad(), mock.patch.object(F, "dropout", lambda x, *args, **kwargs: x), InDouble():
         found = [t.clone() for t in tensors_in(model(*inputs)) if t.is_floating_point()]
         for name, buffer in model.named_buffers():  # a run in train mode moves the running statistics
             buffer.copy_(state[name])

@@ -7,8 +7,8 @@ import pytest
 
 SOURCES = Path(__file__).resolve().parents[1] / "src" / "selfcompress"
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "fusing"),
-    ("contexts", "quantizer", "attention", "recurrent", "meta", "wire", "distilling", "following"),
+    ("errors", "fusing", "mixing", "meta"),
+    ("contexts", "quantizer", "attention", "recurrent", "wire", "distilling", "following", "remembering"),
     ("coder", "surroundings", "graph"),
     ("fitting", "rate", "container", "tracing", "copies", "optimizers"),
     ("operators", "activations"),

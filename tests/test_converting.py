@@ -306,7 +306,7 @@ def test_a_weight_that_makes_channels_along_both_axes_has_no_output_axis() -> No
 
 
 def test_the_axis_that_tracing_finds_is_kept_for_what_is_frozen_too() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), Projected(4, 2))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), Projected(4, 2))
     axes = find_axes(model, (torch.randn(2, 3),))
     assert axes.classes == ()
     assert axes.outputs == {"0.weight": 0, "2.weight": 1}

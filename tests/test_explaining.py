@@ -99,10 +99,10 @@ def test_every_number_of_a_small_network_is_counted_by_hand() -> None:
         classes=(Cuttable("0 → 1 → 4", 4, 132, ""),),
         staying=(
             Staying("0.weight", 1, "reads what carries no channels, such as the model's input in `0`", 0),
-            Staying("4.weight", 0, "`layer_norm` in `5` takes statistics over the channels", 0),
-            Staying("4.bias", 0, "`layer_norm` in `5` takes statistics over the channels", 3),
-            Staying("5.weight", 0, "`layer_norm` in `5` takes statistics over the channels", 3),
-            Staying("5.bias", 0, "`layer_norm` in `5` takes statistics over the channels", 3),
+            Staying("4.weight", 0, "is an output of the model", 0),
+            Staying("4.bias", 0, "is an output of the model", 3),
+            Staying("5.weight", 0, "is an output of the model", 3),
+            Staying("5.bias", 0, "is an output of the model", 3),
         ),
         in_float=(
             InFloat("1.weight", 4, "a vector"),
@@ -124,7 +124,7 @@ def test_its_text_is_aligned_and_says_all_of_it() -> None:
          4      132  93.6 %  0 → 1 → 4
 
 what stays, 6.4 % of the numbers, and why:
-  9    6.4 %  `layer_norm` in `5` takes statistics over the channels: {4,5}.weight[0], {4,5}.bias[0]
+  9    6.4 %  is an output of the model: {4,5}.weight[0], {4,5}.bias[0]
   0    0.0 %  reads what carries no channels, such as the model's input in `0`: 0.weight[1]
 
 what is stored in half precision, 9.9 % of the numbers, and why:
@@ -267,7 +267,8 @@ def test_numbers_that_differ_are_put_into_one_name() -> None:
     text = str(explain(blocks, (torch.zeros(1, 6),)))
     assert "14 × 5" in text
     assert "{0..13}: 0 → 2" in text
-    assert "`layer_norm` in `{0..13}.3` takes statistics over the channels: " in text
+    assert "{0..12}.2 → {0..12}.3 → {1..13}.0" in text
+    assert "is an output of the model: 13.{2,3}.weight[0], 13.{2,3}.bias[0]" in text
 
 
 def test_a_network_of_which_nothing_can_be_cut_is_explained_too() -> None:

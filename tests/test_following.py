@@ -114,9 +114,37 @@ def test_code_that_uses_the_quotient_for_something_else_keeps_its_heads() -> Non
     ],
 )
 def test_sizes_are_changed_only_where_they_do_not_fit(numel: int, asked: Any, expected: Any) -> None:
-    mode = _FollowingSizes([(2, 3, 96)])
+    mode = _FollowingSizes([(2, 3, 96, 96)])
     assert mode._fitting(numel, asked) == expected
     assert mode._fitting(numel, (list(asked),)) == (list(expected),)
+
+
+@pytest.mark.parametrize(
+    ("numel", "asked", "expected"),
+    [
+        (2 * 5 * 3 * 3 * 32, (2, 5, 3, 3, 23), (2, 5, 3, 3, 32)),  # 70 // 3 in place of a head's 32
+        (2 * 5 * 96, (2, 5, 70), (2, 5, 96)),  # all heads together
+        (2 * 5 * 70, (2, 5, 70), (2, 5, 70)),  # the input itself
+    ],
+)
+def test_sizes_follow_an_input_that_is_narrower_than_all_heads(numel: int, asked: Any, expected: Any) -> None:
+    assert _FollowingSizes([(3, 3, 96, 70)])._fitting(numel, asked) == expected
+
+
+def test_a_size_that_is_left_open_is_refused_where_code_is_tried() -> None:
+    """With one head of four gone, `view(b, -1, 3, 3, 2)` could mean as many tokens as there are, or others."""
+
+    class Open(Dividing):
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, c = x.shape
+            qkv = self.qkv(x).view(b, -1, 3, self.num_heads, c // self.num_heads)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+            return self.proj(x.transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return]
+
+    model, inputs = around(Open(WIDTH, HEADS)).double(), sequence()
+    axes = tried(model, inputs, find_axes(model, inputs))
+    assert [str(c) for c in axes.classes] == ["attend.proj → head: 8"]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +184,25 @@ def test_a_file_with_fewer_heads_is_what_was_trained(shrunken: tuple[Net, SelfCo
     assert (filled.attend.num_heads, filled.attend.qkv.weight.shape) == (2, (12, WIDTH))
     stored = load(tmp_path / "net.scn")
     for found in (filled, stored):
+        torch.testing.assert_close(found(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_with_a_narrower_input_is_what_was_trained(tmp_path: Path) -> None:
+    """All heads are there, but their code divides the width of an input that lost two channels of eight."""
+    torch.manual_seed(0)
+    model, x = around(Dividing(WIDTH, HEADS)), torch.randn(4, 5, 5)
+    compressor = SelfCompressor(model, (x,), gamma=0.0, check_every=1)
+    optimizer = torch.optim.SGD(compressor.param_groups(lr=0.0))
+    for c in compressor.compressed:
+        if c.name.startswith("stem."):
+            c.original.data[:2] = 0
+    for _ in range(3):
+        (model(x).square().mean() + compressor.penalty()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        compressor.step(optimizer)
+    assert (model.attend.num_heads, model.attend.qkv.weight.shape) == (HEADS, (3 * WIDTH, 6))
+    save(model.eval(), tmp_path / "net.scn", example_inputs=(x,))
+    for found in (load(tmp_path / "net.scn", into=around(Dividing(WIDTH, HEADS))), load(tmp_path / "net.scn")):
         torch.testing.assert_close(found(x), model(x), rtol=1e-5, atol=1e-6)
 
 

@@ -109,10 +109,13 @@ def test_a_proposal_that_works_stays_as_it_is() -> None:
 
 
 def test_the_line_of_code_that_needs_a_width_is_named() -> None:
-    axes = axes_of_pattern("the width of a head from that of the input")
-    (text,) = {f.reason for f in axes.frozen if f.tensor == "stem.weight" and f.axis == 0}
-    assert "else self.qkv(x).view(*sizes)`" in text
-    assert f"{zoo.__file__}:" in text
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.b(m.a(x).view(2, 3, 6))  # type: ignore[no-any-return]
+
+    axes = axes_of(Net(forward, a=nn.Linear(5, 6), b=nn.Linear(6, 2)), numbers(2, 3, 5)())
+    (text,) = {f.reason for f in axes.frozen if f.tensor == "a.weight" and f.axis == 0}
+    assert "`return m.b(m.a(x).view(2, 3, 6))" in text
+    assert f"{__file__}:" in text
 
 
 # Numbers in the network's code that follow

@@ -180,6 +180,19 @@ def standardised(m: Any, x: Tensor, name: str) -> Tensor:
     return F.conv2d(x, rows.reshape_as(layer.weight), layer.bias, padding=1)
 
 
+class Standardised(nn.Conv2d):
+    """A layer of these, as NFNet has it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, padding=1, groups=groups)
+        self.gain = weight(outputs, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        rows = F.batch_norm(flat, None, None, weight=self.gain.view(-1), training=True, momentum=0.0)
+        return F.conv2d(x, rows.reshape_as(self.weight), self.bias, padding=1)
+
+
 def gated_tokens(m: Any, x: Tensor) -> Tensor:
     """Half of the channels, mixed over the positions, times the other half."""
     first, second = m.up(m.stem(x)).chunk(2, -1)
@@ -457,6 +470,36 @@ def two_sequences() -> tuple[Tensor, ...]:
 
 def heads_of(attention: str) -> str:
     return " → ".join(f"{attention}.{layer}" for layer in ("query", "key", "value", "out"))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of an image, as torchvision's ConvNeXt has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class RootMeanSquare(nn.Module):
+    """The norm of language models, written by hand; `pooled` takes a mean over positions, too."""
+
+    def __init__(self, width: int, *, pooled: bool = False) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return x - x.mean(1, keepdim=True) if self.pooled else x
+
+
+def stream_of(*blocks: int) -> str:
+    """The residual stream of a `GPT`: what writes into it, scales it and reads it."""
+    writers = [f"blocks.{b}.{layer}" for b in blocks for layer in ("attention.out", "fc2")]
+    norms = [f"blocks.{b}.{layer}" for b in blocks for layer in ("norm1", "norm2")]
+    layers = ("attention.query", "attention.key", "attention.value", "fc1")
+    readers = [f"blocks.{b}.{layer}" for b in blocks for layer in layers]
+    return " → ".join(("token", "position", *writers, *norms, "norm", *readers))
 
 
 sequence = numbers(2, 4, 5)
@@ -902,8 +945,7 @@ PATTERNS: dict[str, Pattern] = {
             head=nn.Linear(8, 11),
         ),
         tokens(11, 2, 6),
-        ("fc1 → fc2: 12",),
-        "token.weight[1]: `layer_norm` in `norm` takes statistics over the channels",
+        ("fc1 → fc2: 12", "token → fc2 → norm → fc1 → head: 8"),
     ),
     "attention without norm": Pattern(
         lambda: nn.Sequential(nn.Linear(5, 8), CausalAttention(8, 4), nn.Linear(8, 2)),
@@ -914,7 +956,7 @@ PATTERNS: dict[str, Pattern] = {
         lambda: nn.Sequential(nn.Linear(5, 8), TransformerBlock(8, 2)),
         numbers(2, 5, 5),
         (f"{heads_of('1.attention')}: 2", "1.fc1 → 1.fc2: 32"),
-        "`layer_norm` in `1.norm1` takes statistics over the channels",
+        "1.norm1.weight[0]: is an output of the model",
     ),
     "torch's transformer layer": Pattern(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)),
@@ -938,14 +980,12 @@ PATTERNS: dict[str, Pattern] = {
     "the width of a head from that of the input": Pattern(
         lambda: around(Dividing(8, 4)),
         sequence,
-        ("attend.qkv → attend.proj: 4", "attend.proj → head: 8"),
-        "stem.weight[0]: the network is not the same without a channel of it: shape",
+        ("stem → attend.qkv: 8", "attend.qkv → attend.proj: 4", "attend.proj → head: 8"),
     ),
     "and the scale, too, and sizes as a list": Pattern(
         lambda: around(Dividing(12, 3, scaled=True, listed=True), 12),
         sequence,
-        ("attend.qkv → attend.proj: 3", "attend.proj → head: 12"),
-        "stem.weight[0]: the network is not the same without a channel of it: shape",
+        ("stem → attend.qkv: 12", "attend.qkv → attend.proj: 3", "attend.proj → head: 12"),
     ),
     "queries and keys normed in each head": Pattern(
         lambda: around(Fused(12, 3, normed=True), 12),
@@ -1197,8 +1237,7 @@ PATTERNS: dict[str, Pattern] = {
             b=nn.Linear(6, 2),
         ),
         numbers(2, 3, 5),
-        (),
-        "a.weight[0]: `layer_norm` in `norm` takes statistics over the channels",
+        ("a → norm → token → b: 6",),
     ),
     "a weight that broadcasts": Pattern(
         lambda: Net(lambda m, x: m.b((x @ m.w).relu()), w=weight(1, 5, 6), b=nn.Linear(6, 2)),
@@ -1239,7 +1278,12 @@ PATTERNS: dict[str, Pattern] = {
         ),
         image,
         ("b → b_gain → c: 5",),
-        "a.weight[0]: a batch norm takes statistics over the channels",
+        "a.weight[0]: `batch_norm` takes statistics over the channels, in code that runs other layers, too",
+    ),
+    "standardised weights of a layer": Pattern(
+        lambda: nn.Sequential(Standardised(3, 6), nn.ReLU(), Standardised(6, 5), nn.ReLU(), conv(5, 2)),
+        image,
+        ("0 → 2: 6", "2 → 4: 5"),
     ),
     "channels gated by mixed positions": Pattern(
         lambda: Net(
@@ -1252,8 +1296,8 @@ PATTERNS: dict[str, Pattern] = {
             head=nn.Linear(7, 2),
         ),
         numbers(2, 3, 5),
-        ("stem → up: 6", "down → head: 7"),
-        "up.weight[0]: `layer_norm` in `norm` takes statistics over the channels",
+        ("stem → up: 6", "up → norm → down: 8", "down → head: 7"),
+        "mix.weight[1]: ",
     ),
     "added in place": Pattern(
         lambda: Net(added_in_place, a=conv(3, 6), b=conv(3, 6), c=conv(6, 2)), image, ("a → b → c: 6",)
@@ -1303,6 +1347,73 @@ PATTERNS: dict[str, Pattern] = {
         lambda: nn.Sequential(conv(3, 6), nn.GroupNorm(2, 6), nn.ReLU(), conv(6, 12), nn.GroupNorm(4, 12), conv(12, 2)),
         image,
         ("0 → 1 → 3: 2", "3 → 4 → 5: 4"),
+    ),
+    "group norm of one group": Pattern(
+        lambda: nn.Sequential(conv(3, 6), nn.GroupNorm(1, 6), nn.ReLU(), conv(6, 2)), image, ("0 → 1 → 3: 6",)
+    ),
+    "layer norm over the channels of an image": Pattern(
+        lambda: nn.Sequential(conv(3, 6), ChannelNorm(6), conv(6, 6, groups=6), ChannelNorm(6), conv(6, 2)),
+        image,
+        ("0 → 2 → 1 → 3 → 4: 6",),
+    ),
+    "layer norm over channels side by side": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.norm(torch.cat([m.a(x), m.b(x)], -1))),
+            a=nn.Linear(5, 4),
+            b=nn.Linear(5, 3),
+            norm=nn.LayerNorm(7),
+            c=nn.Linear(7, 2),
+        ),
+        vector,
+        ("a → norm → c: 4", "b → norm → c: 3"),
+    ),
+    "a norm behind the residual sum": Pattern(
+        lambda: Net(
+            lambda m, x: m.c(m.last((h := m.first(m.a(x))) + m.b(h.relu()))),
+            a=nn.Linear(5, 6),
+            first=nn.LayerNorm(6),
+            b=nn.Linear(6, 6),
+            last=nn.LayerNorm(6),
+            c=nn.Linear(6, 2),
+        ),
+        vector,
+        ("a → b → first → last → c: 6",),
+    ),
+    "torch's root mean square": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.RMSNorm(6), nn.Linear(6, 2)), vector, ("0 → 1 → 2: 6",)
+    ),
+    "root mean square by hand": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 6), RootMeanSquare(6), nn.Linear(6, 2)), vector, ("0 → 1 → 2: 6",)
+    ),
+    "a norm that takes other means, too": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 6), RootMeanSquare(6, pooled=True), nn.Linear(6, 2)),
+        numbers(2, 3, 5),
+        (),
+        "0.weight[0]: `1` takes statistics over something else, too",
+    ),
+    "layer norm without scales": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, elementwise_affine=False), nn.Linear(6, 2)),
+        vector,
+        (),
+        "0.weight[0]: norms take statistics over it, and zeros do not stay zeros behind `layer_norm` in `1` without",
+    ),
+    "layer norm of what is not zero": Pattern(
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.Sigmoid(), nn.LayerNorm(6), nn.Linear(6, 2)),
+        vector,
+        (),
+        "0.weight[0]: `layer_norm` in `2` takes statistics over the channels, whose zeros do not arrive as zeros: `sig",
+    ),
+    "layer norm by hand in a block": Pattern(
+        lambda: Net(
+            lambda m, x: m.b(F.layer_norm(m.a(x), (6,), m.scale, m.shift)),
+            a=nn.Linear(5, 6),
+            scale=weight(6),
+            shift=weight(6),
+            b=nn.Linear(6, 2),
+        ),
+        vector,
+        (),
+        "a.weight[0]: `layer_norm` takes statistics over the channels, in code that runs other layers, too",
     ),
     "instance norm by hand": Pattern(
         lambda: Net(lambda m, x: m.b(F.instance_norm(m.a(x)).relu()), a=conv(3, 6), b=conv(6, 2)),
@@ -1384,12 +1495,12 @@ PATTERNS: dict[str, Pattern] = {
         (
             *(f"{heads_of(f'blocks.{b}.attention')}: 4" for b in (0, 1)),
             *(f"blocks.{b}.fc1 → blocks.{b}.fc2: 64" for b in (0, 1)),
+            f"{stream_of(0, 1)} → head: 16",
         ),
-        "token.weight[1]: `layer_norm` in `blocks.0.norm1` takes statistics over the channels",
     ),
     "gpt, tied": Pattern(
         lambda: GPT(11, 8, 16, 1, 4, tied=True),
         tokens(11, 2, 6),
-        (f"{heads_of('blocks.0.attention')}: 4", "blocks.0.fc1 → blocks.0.fc2: 64"),
+        (f"{heads_of('blocks.0.attention')}: 4", "blocks.0.fc1 → blocks.0.fc2: 64", f"{stream_of(0)}: 16"),
     ),
 }

@@ -13,7 +13,7 @@ index arithmetic.
 
 Where user code splits an axis into (groups, channels), what is left must stay rectangular: the same position in every
 group is tied together. An operator that has no rule freezes what it touches, and so does everything that looks at
-channels as a whole (layer norm, softmax over them). A frozen atom freezes its class; the reason is kept.
+channels as a whole (softmax over them). A frozen atom freezes its class; the reason is kept.
 
 The network runs twice, in eval and in train mode, because branches may exist in one of them only; dropout and norm
 layers stay in eval mode, where they run on any batch. Where a run depends on numbers, it is done with a real copy.
@@ -37,7 +37,8 @@ from torch.utils._pytree import tree_flatten
 from . import operators as operators
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
 from .errors import UsageError
-from .tracing import Atoms, Ints, Norm, Role, Tracer
+from .meta import shapes_only
+from .tracing import Atoms, Ints, Norm, Role, Statistic, Tracer
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,14 @@ class ChannelClass:
     """Batch norms with running statistics."""
     attributes: tuple[Attribute, ...] = ()
     """Numbers in the network's code that are cut in the same proportion."""
+    divided: tuple[Attribute, ...] = ()
+    """Numbers of heads that stay, but by which code divides the width of these channels: see `following.py`."""
     contracted: bool = False
-    """Whether activations, not weights, read these channels somewhere: no weight of zero makes them unread."""
+    """Whether activations, not weights, read these channels somewhere, or statistics are taken over them: no weight of
+    zero makes them unread.
+    """
+    statistics: tuple[Statistic, ...] = ()
+    """Modules that have to remember over how many channels their statistics go."""
 
     @property
     def size(self) -> int:
@@ -203,7 +210,7 @@ def _trace(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> 
         set_mode(shadow, training)
         del tracer.path[1:]
         try:
-            with undisturbed(), tracer:
+            with undisturbed(), shapes_only(), tracer:
                 outputs = shadow(*on_meta(example_inputs, real=real))
         except Exception:
             if training and real:  # it cannot be trained on this input, so nothing is known of that mode, nor needed
@@ -237,6 +244,10 @@ def _collect(atoms: Atoms, matrices: set[str]) -> Axes:
     roots = atoms.roots()
     reasons, noises = _first(roots, atoms.reasons), _first(roots, atoms.noise)
     grouped, contracted = _marked(roots, atoms.grouped), _marked(roots, atoms.contracted)
+    statistics: dict[int, dict[Statistic, None]] = {}
+    for channels, statistic in atoms.statistics:
+        for r in np.unique(roots[channels]).tolist():
+            statistics.setdefault(r, {})[statistic] = None
     stays = (reasons >= 0)[roots]
     frozen: dict[tuple[str, int], str] = {}
     places = [np.zeros((0, 3), np.int64)]  # of each atom that can be cut: its root, the number of its owner, its index
@@ -256,10 +267,11 @@ def _collect(atoms: Atoms, matrices: set[str]) -> Axes:
     for start, end in pairwise([*starts.tolist(), len(root)]):
         r = root[start]
         noise = atoms.noise[noises[r]][1] if noises[r] >= 0 else ""
-        signature = (owner[start:end].tobytes(), noise, bool(grouped[r]), bool(contracted[r]))
+        taken = tuple(statistics.get(int(r), ()))
+        signature = (owner[start:end].tobytes(), noise, bool(grouped[r]), bool(contracted[r]), taken)
         alike.setdefault(signature, []).append(start)
     classes = []
-    for (owned, noise, is_grouped, is_contracted), parts in alike.items():
+    for (owned, noise, is_grouped, is_contracted, taken), parts in alike.items():
         owners, lengths = np.unique(np.frombuffer(owned, np.int64), return_counts=True)
         least = 2 if is_grouped else 1
         keys = [atoms.owners[number][:2] for number in owners]
@@ -271,13 +283,17 @@ def _collect(atoms: Atoms, matrices: set[str]) -> Axes:
             for key in keys:
                 frozen.setdefault(key, "no weight here makes these channels")
             continue
+        if taken and noise:
+            for key in keys:
+                frozen.setdefault(key, f"norms take statistics over it, and zeros do not stay zeros behind {noise}")
+            continue
         indices = position[np.add.outer(parts, np.arange(lengths.sum()))]
         slots = tuple(
             Slot(t, a, frozenset(atoms.roles.get((t, a), set())), tuple(map(tuple, own.tolist())))
             for (t, a), own in zip(keys, np.split(indices, np.cumsum(lengths)[:-1], axis=1), strict=True)
         )
         norms = tuple(n for n in atoms.norms if any(s.tensor == n.mean for s in slots))
-        classes.append(ChannelClass(slots, noise, least, norms, contracted=is_contracted))
+        classes.append(ChannelClass(slots, noise, least, norms, contracted=is_contracted, statistics=taken))
     made: dict[str, list[int]] = {}
     for (tensor, axis), roles in sorted(atoms.roles.items()):
         if "produces" in roles and tensor in matrices and axis < 2:

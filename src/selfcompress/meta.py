@@ -5,11 +5,39 @@ torch takes apart there; the shapes of their results are plain. Whatever is not 
 sizes that fit, is left to torch, which says what is wrong with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_SHAPES_ONLY = ContextVar("_SHAPES_ONLY", default=False)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it nobody looks at the numbers that a network computes, only at its operators and their shapes."""
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
+
+
+def only_shapes_of(x: Tensor) -> bool:
+    """Whether nobody looks at the numbers of a tensor."""
+    return x.is_meta or _SHAPES_ONLY.get()
+
+
+def leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """What is in lists of lists: all that operators take, and much quicker than torch's own way through any nest."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from leaves(value)
+        else:
+            yield value
 
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,9 +1,9 @@
 """What each ATen operator ties: one rule for each kind, in one table.
 
 A rule sees the operator's arguments and result, ties atoms of the arguments and labels the result. An operator that has
-no rule freezes what it touches, and so does everything that looks at channels as a whole (layer norm, softmax over
-them). Whether zeroed channels stay *silent* is tracked on the way: ReLU, GELU, pooling and sums keep exact zeros, a
-sigmoid or an added constant does not.
+no rule freezes what it touches, and so does everything that looks at channels as a whole (softmax over them), unless
+channels of zeros add nothing to it (layer norm: see `remembering.py`). Whether zeroed channels stay *silent* is tracked
+on the way: ReLU, GELU, pooling and sums keep exact zeros, a sigmoid or an added constant does not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -220,6 +220,17 @@ def _permute(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> 
         raise Frozen(f"operator `{name}`{tracer.where()} has no rule")
     label = tracer.label(x)
     tracer.put(out, Label(tuple(f.transpose(order) for f in label.fields), label.noise, label.constant))
+
+
+@rule("as_strided")
+def _strides(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> None:
+    """How pooling says that one pixel is an image, too: new strides for axes of size 1, and for no others."""
+    x, size, strides = args[:3]
+    plain = torch.empty(tuple(size), device="meta").stride()
+    longer = [i for i, s in enumerate(size) if s > 1]
+    if tuple(x.shape) != tuple(size) or any(strides[i] != plain[i] for i in longer):
+        raise Frozen(f"operator `{name}`{tracer.where()} has no rule for other layouts")
+    tracer.put(out, tracer.label(x))
 
 
 @rule("expand")
@@ -583,10 +594,12 @@ def _batch_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> 
     x, *vectors = args[:5]
     label = _over_space(tracer, x)
     for f in [f for f in label.fields if f.size != f.shape[1]]:
-        if vectors[2] is not None:
+        if vectors[2] is not None or not label.constant or x.ndim != 3 or f.size != f.shape[2]:
             raise Frozen(f"a batch norm runs over channels{tracer.where()}")
-        # standardised weights: each row has a mean and a variance of its own, over all of its columns
-        tracer.atoms.freeze(f, f"a batch norm takes statistics over the channels{tracer.where()}")
+        # standardised weights: each row has a mean and a variance of its own, over all of its columns; a column that
+        # reads nothing but zeros still adds to these, unless it is zero itself
+        tracer.average(f.reshape(-1), x.shape[2], label.noise, "batch_norm")
+        tracer.give_role(label, f, "adds")
     channels = _single(tracer, label.along(1), 1)
     names = dict.fromkeys(("scales", "adds", "mean", "variance"), "")
     for vector, role in zip(vectors, names, strict=True):
@@ -608,18 +621,45 @@ def _batch_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm")
 def _wide_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    x = args[0]
+    """Statistics over the last axes, which go on over channels of zeros where these are gone: `remembering.py`."""
+    x, shape, name = args[0], args[1], name.removeprefix("native_").removeprefix("_fused_")
+    scale, shift = (*args[2:4], None, None)[:2] if name == "layer_norm" else ((*args[2:3], None)[0], None)
     result = out[0] if isinstance(out, tuple | list) else out
-    label = tracer.label(x)
-    reason = f"`{name.removeprefix('native_')}`{tracer.where()} takes statistics over the channels"
-    for axis in range(x.ndim - len(args[1]), x.ndim):
+    label, normed = tracer.label(x), range(x.ndim - len(shape), x.ndim)
+    for axis in normed:
         label = tracer.collapse(label, axis)  # over the channels of a head, for each head
-        for f in label.along(axis):
+    channels = None
+    if len(shape) == 1 and not label.constant:
+        channels = _single(tracer, label.along(x.ndim - 1), x.ndim - 1)
+    if channels is None:
+        reason = f"`{name}`{tracer.where()} takes statistics over the channels"
+        for f in (*(f for axis in normed for f in label.along(axis)), *tracer.label(scale).fields):
             tracer.atoms.freeze(f, reason)
-    for t in args[2:]:
-        for f in tracer.label(t).fields:
+        for f in tracer.label(shift).fields:
             tracer.atoms.freeze(f, reason)
-    tracer.put(result, Label(label.fields, reason))
+        tracer.put(result, Label(label.fields, reason))
+        return
+    tracer.average(channels, shape[0], label.noise, name)
+    noise = _scaled(tracer, channels, scale, shift, name)
+    tracer.put(result, Label(label.fields, label.noise or noise))
+
+
+def _scaled(tracer: Tracer, channels: Ints, scale: Any, shift: Any, name: str) -> str:
+    """Tie scale and shift of a norm over channels to these; why channels that are zero are not behind it."""
+    centers = name != "rms_norm"
+    for vector, role in ((scale, "scales"), (shift, "adds")):
+        atoms = _single(tracer, tracer.label(vector).fields, 0)
+        if atoms is None:
+            continue
+        tracer.atoms.glue(atoms, channels)
+        if not tracer.label(vector).constant:
+            tracer.atoms.freeze(atoms, f"the scale of `{name}`{tracer.where()} is computed")
+        tracer.give_role(tracer.label(vector), atoms, cast(Role, role))
+        if centers:  # what it scales is no zero, but minus the mean: it has to be zero itself
+            tracer.give_role(tracer.label(vector), atoms, "adds")
+    if not centers or tracer.label(scale).fields:
+        return "" if shift is None or tracer.label(shift).fields else f"a constant is added{tracer.where()}"
+    return f"`{name}`{tracer.where()} without scales takes the mean off"
 
 
 @rule("native_group_norm", "group_norm")
@@ -634,6 +674,11 @@ def _group_norm(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> 
     if any(f.size != f.shape[1] for f in label.fields):
         raise Frozen(f"a group norm{tracer.where()} runs over channels")
     channels = _single(tracer, label.along(1), 1)
+    if groups == 1 and channels is not None:
+        tracer.average(channels, x.shape[1], label.noise, "group_norm")
+        noise = _scaled(tracer, channels, weight, bias, "group_norm")
+        tracer.put(result, Label(label.fields, label.noise or noise))
+        return
     for vector, role in ((weight, "scales"), (bias, "adds")):
         atoms = _single(tracer, tracer.label(vector).fields, 0) if isinstance(vector, Tensor) else None
         if atoms is None:
@@ -707,7 +752,11 @@ def _reduce(tracer: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None
     for axis in axes:
         label = tracer.collapse(label, axis)
     result = out[0] if isinstance(out, tuple | list) else out
-    if any(f.shape[i] > 1 for f in label.fields for i in axes):
+    if name == "mean" and len(axes) == 1 and label.along(axes[0]) and tracer.may_average(label):
+        channels = cast(Ints, _single(tracer, label.along(axes[0]), axes[0]))
+        tracer.average(channels, x.shape[axes[0]], "", name)
+        label = replace(label, fields=tuple(f for f in label.fields if f.shape[axes[0]] == 1))
+    elif any(f.shape[i] > 1 for f in label.fields for i in axes):
         # of no consequence until somebody uses it: `nn.MultiheadAttention` averages weights that few ask for
         reason = f"`{name}`{tracer.where()} is taken over channels"
         for t in tree_flatten(out)[0]:

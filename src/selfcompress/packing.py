@@ -6,7 +6,8 @@ statistics are not needed any more, and the layer keeps its place, so nothing el
 
 `load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
 comes back is plain PyTorch: no quantizers, no trace of this package but the rounding of activations, where the file
-says how. Nothing is changed before everything has been checked.
+says how, and layers whose code has to be told of a size (`following.py`, `remembering.py`). Nothing is changed before
+everything has been checked.
 
 With `example_inputs`, `save` also writes the network's graph (`capturing.py`), a hundred bytes or so, and `load` makes
 the network from the file alone (`interpreting.py`).
@@ -51,6 +52,7 @@ from .following import FOLLOWED, follow
 from .graph import stored_names
 from .interpreting import StoredNetwork, build
 from .quantizer import ChannelQuantizer, from_rows
+from .remembering import FIRST_WIDTH, remember
 from .shrinking import ORIGINAL_SIZES, own_size, put_size, sync_sizes
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,6 +61,8 @@ FREE_RESOLUTION = 64
 """Exponents that training left unrounded are stored in steps of 1/64 octave, which is 1.1 % of a step."""
 _WIDTH = ".width"
 """Ends the name of the width that a number of heads divides in the network's code: see `following.py`."""
+_CHANNELS = "..channels"
+"""Ends the name of the number of channels that a module takes statistics over: see `remembering.py`."""
 _Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -201,6 +205,8 @@ def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[T
         records += [Number(f"{prefix}.{name}" if prefix else name, cast(int, own_size(module, name))) for name in names]
         followed = vars(module).get(FOLLOWED, {}).items()
         records += [Number(f"{prefix}.{name}{_WIDTH}" if prefix else name + _WIDTH, w) for name, (_, w) in followed]
+        width = vars(module).get(FIRST_WIDTH)
+        records += [] if width is None else [Number(prefix + _CHANNELS, width)]
     _add_activations(records, model)
     if example_inputs is not None:
         records += _graph_records(model, example_tensors(example_inputs))
@@ -346,7 +352,8 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
             + "\nhint: build the network with the code and the options it was trained with"
         )
     values = {name: _values(record, *places[name]) for name, record in records.items()}
-    following = _followers(numbers, into)
+    remembering = [_rememberer(n, into) for n in numbers if n.name.endswith(_CHANNELS)]
+    following = _followers([n for n in numbers if not n.name.endswith(_CHANNELS)], into)
     modules = {name for name, _ in into.named_modules()}
     for activation in activations:
         if _place(activation).module not in modules:
@@ -363,6 +370,8 @@ def _fill(data: bytes, into: nn.Module) -> nn.Module:
         if width is not None:
             follow(module, name, cast(int, own_size(module, name)), width)
         put_size(module, name, value)
+    for module, width in remembering:
+        remember(module, width)
     for a in activations:
         place_rounding(into, _place(a), Rounding(a.exponent, a.top, a.signed))
     return into.eval()
@@ -383,6 +392,17 @@ def _followers(numbers: Sequence[Number], model: nn.Module) -> list[tuple[nn.Mod
     for name in widths:
         raise FormatError(f"`{name + _WIDTH}`: expected a number `{name}` in the file, found none")
     return found
+
+
+def _rememberer(number: Number, model: nn.Module) -> tuple[nn.Module, int]:
+    """The module whose statistics go over that many channels: one of whose parameters has so many numbers, or a row."""
+    module = dict(model.named_modules()).get(number.name.removesuffix(_CHANNELS))
+    own = () if module is None else tuple(module.parameters(recurse=False))
+    if module is None or all(number.value not in (p.numel(), p[:1].numel()) for p in own):
+        raise _mismatch(
+            number.name, f"{number.value} channels", "no such module" if module is None else "not so many in it"
+        )
+    return module, number.value
 
 
 def _place(record: Activation) -> Place:

@@ -3,7 +3,8 @@
 A member of a class of channels is dead when it is *silent* (all weights that produce it and everything added to it are
 exactly zero, and zeros arrive at its readers as zeros) or *unread* (all weights that read it are exactly zero). One
 death brings others: weights that read a dead channel, or produce for one, count as zero. At least one member of every
-class stays, so that no layer loses its last channel.
+class stays, so that no layer loses its last channel. Where norms take statistics over the channels, only what is silent
+is dead, and the scales of norms that take the mean off are among what has to be zero.
 
 A `Plan` is a value: print it, compare it, intersect it with another. `apply_plan` slices parameters, buffers,
 gradients, the formats of quantizers, module attributes and the optimizers' state (see `optimizers.py`), in place: the
@@ -32,6 +33,7 @@ from .axes import (
 from .errors import CheckpointError, UsageError
 from .following import follow
 from .optimizers import cut_state, drop_history
+from .remembering import remember
 
 Bools = NDArray[np.bool_]
 
@@ -124,12 +126,13 @@ class _Map:
 
 
 def _maps(axes: Axes, kept: Kept, shapes: dict[tuple[str, int], int]) -> dict[tuple[str, int], _Map]:
-    """Original positions that are left on each axis that belongs to classes; `shapes` are the lengths now."""
+    """Original positions that are left on each of these axes that belongs to classes; `shapes` are the lengths now."""
     gone: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
     for c, members in zip(axes.classes, kept.members, strict=True):
-        removed = np.setdiff1d(np.arange(c.size), members)
+        removed = np.setdiff1d(np.arange(c.size), members) if len(members) < c.size else np.zeros(0, np.int64)
         for slot in c.slots:
-            gone.setdefault((slot.tensor, slot.axis), []).append(slot.positions[removed].reshape(-1))
+            if (slot.tensor, slot.axis) in shapes:
+                gone.setdefault((slot.tensor, slot.axis), []).append(slot.positions[removed].reshape(-1))
     result = {}
     for key, parts in gone.items():
         left = np.ones(shapes[key] + sum(map(len, parts)), np.bool_)
@@ -449,13 +452,13 @@ def resize(model: nn.Module, axes: Axes, kept: Kept) -> None:
 
 def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers: Sequence[Optimizer]) -> list[str]:
     """Cut all tensors and the state of the optimizers; returns notes on state that had to be dropped."""
-    lengths = _lengths(model, axes)
-    old, cuts = _maps(axes, before, lengths), []
     gone: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
     for c, was, now in zip(axes.classes, before.members, after.members, strict=True):
-        removed = sorted(set(was) - set(now))
+        removed = sorted(set(was) - set(now)) if was != now else []
         for slot in c.slots if removed else ():
             gone.setdefault((slot.tensor, slot.axis), []).append(_of(slot, removed).reshape(-1))
+    lengths = {(name, axis): _stored(model, name).shape[axis] for name, axis in gone}
+    old, cuts = _maps(axes, before, lengths), []
     for (name, axis), parts in gone.items():
         keep = np.delete(np.arange(lengths[name, axis]), old[name, axis].now(np.concatenate(parts)))
         tensor = _stored(model, name)
@@ -479,6 +482,12 @@ def _resize(model: nn.Module, axes: Axes, before: Kept, after: Kept, optimizers:
             set_size(module, attribute.name, attribute.value * len(now) // c.size)
             if attribute.width is not None:
                 follow(module, attribute.name, attribute.value, attribute.width)
+        for divisor in c.divided if was != now else ():
+            module = model.get_submodule(divisor.module)
+            set_size(module, divisor.name, cast(int, own_size(module, divisor.name)))
+            follow(module, divisor.name, divisor.value, cast(int, divisor.width))
+        for statistic in c.statistics if was != now else ():
+            remember(model.get_submodule(statistic.module), statistic.width)
     return notes
 
 
@@ -534,7 +543,8 @@ def sync_sizes(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = _stored(module, "weight").shape
     elif isinstance(module, nn.GroupNorm):
         channels = len(module.weight) if module.affine else module.num_channels
-        module.num_groups = module.num_groups * channels // module.num_channels
+        # a single group goes over all channels, see `remembering.py`
+        module.num_groups = max(1, module.num_groups * channels // module.num_channels)
         module.num_channels = channels
     elif isinstance(module, nn.MultiheadAttention):
         if not is_whole(module):

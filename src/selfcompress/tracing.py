@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
-from .meta import call
+from .meta import call, leaves
 
 Ints = NDArray[np.int64]
 Role = Literal["produces", "adds", "scales", "mean", "variance", "reads"]
@@ -36,6 +35,14 @@ class Norm:
     mean: str
     scale: str
     shift: str
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A module that takes statistics over channels of a class, and over how many channels in all."""
+
+    module: str
+    width: int
 
 
 class Atoms:
@@ -56,7 +63,9 @@ class Atoms:
         self.grouped: list[Ints] = []
         """Atoms of the input channels of one group of a grouped convolution."""
         self.contracted: list[Ints] = []
-        """Atoms of channels that are summed over in a product of two activations."""
+        """Atoms of channels that are summed over in a product of two activations, or for the statistics of a norm."""
+        self.statistics: list[tuple[Ints, Statistic]] = []
+        """Atoms of channels that statistics are taken over."""
 
     def new(self, tensor: str, axis: int, count: int) -> Ints:
         """Atoms for the entries of an axis of a tensor; of none (`""`) for those that only stand for something."""
@@ -169,6 +178,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """All tensors of the run, by their storage; kept, because ids are only unique among the living."""
         self.splits: list[tuple[Ints, list[int]]] = []
         self.path: list[str] = [""]
+        self.plain = {
+            name
+            for name, module in model.named_modules()
+            if not any(True for child in module.children() for _ in child.parameters())
+        }
+        """Modules within which no other one computes with parameters of its own."""
+        self.other_statistics: set[str] = set()
+        """Modules that take statistics over something else than channels, or over those of a head."""
         seen: set[int] = set()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if id(tensor) in seen:
@@ -205,6 +222,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.atoms.freeze(atoms, f"the parameter goes through {label.noise}")
         self.atoms.give_role(atoms, role)
 
+    def may_average(self, label: Label) -> bool:
+        """Whether the running module can remember over how many channels it takes a mean."""
+        return not label.noise and not label.constant and self.path[-1] in self.plain
+
+    def average(self, channels: Ints, width: int, noise: str, name: str) -> None:
+        """Note that the running module takes statistics over channels, and will go on over `width` of them.
+
+        What is gone counts as zero: channels whose zeros do not arrive as zeros stay.
+        """
+        reason = f"`{name}`{self.where()} takes statistics over the channels"
+        if noise:
+            self.atoms.freeze(channels, f"{reason}, whose zeros do not arrive as zeros: {noise}")
+        elif self.path[-1] not in self.plain:
+            self.atoms.freeze(channels, f"{reason}, in code that runs other layers, too")
+        else:
+            self.atoms.contracted.append(np.unique(channels))
+            self.atoms.statistics.append((np.unique(channels), Statistic(self.path[-1], width)))
+
     def written(self, tensor: Tensor, was_constant: bool) -> None:
         """After `tensor` was written in place, zeros of other views of the same numbers are not certain any more.
 
@@ -227,12 +262,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         out = call(func, args, kwargs)
         name = func._schema.name.removeprefix("aten::")
-        inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        inputs = [t for t in leaves((args, [*kwargs.values()])) if isinstance(t, Tensor)]
+        if name in STATISTICS:  # a module that remembers would meet what those within it do, too
+            self.other_statistics |= {*self.path} - {self.path[-1]}
         for t in inputs:
             self.use(t)
-        known = [t for t in inputs if self.label(t).fields]
-        outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        known, taken = [t for t in inputs if self.label(t).fields], len(self.atoms.statistics)
+        outputs = [t for t in leaves((out,)) if isinstance(t, Tensor)]
         if not known:
+            if name in STATISTICS:
+                self.other_statistics.add(self.path[-1])
             constant = bool(inputs) and all(self.label(t).constant for t in inputs)
             for t in outputs:
                 self.put(t, Label(constant=constant, even=self.even(name, args, t)))
@@ -252,6 +291,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.atoms.freeze(f, reason)
             for t in outputs:
                 self.put(t, Label())
+        if name in STATISTICS and len(self.atoms.statistics) == taken:
+            self.other_statistics.add(self.path[-1])
         if func._schema.is_mutable and "batch_norm" not in name:
             for value, argument in zip(args, func._schema.arguments, strict=False):
                 if isinstance(value, Tensor) and argument.alias_info is not None and argument.alias_info.is_write:
@@ -344,11 +385,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Whole rows stay together if something has tied them, as attention does with the channels of a head; otherwise
         the same position of every row goes, as a channel shuffle needs it.
         """
+        self._settle_statistics()
         for field, axes in self.splits:
             roots = self.atoms.roots()[field]
             varying = [i for i in axes if not np.array_equal(np.broadcast_to(roots.take([0], i), roots.shape), roots)]
             for axis in varying[:-1]:
                 self.atoms.glue(field, field.take([0], axis))
+
+    def _settle_statistics(self) -> None:
+        """A module remembers one number of channels: those of modules that take other statistics, too, stay."""
+        widths: dict[str, set[int]] = {}
+        for _, statistic in self.atoms.statistics:
+            widths.setdefault(statistic.module, set()).add(statistic.width)
+        for channels, statistic in self.atoms.statistics:
+            if len(widths[statistic.module]) > 1 or statistic.module in self.other_statistics:
+                self.atoms.freeze(channels, f"`{statistic.module}` takes statistics over something else, too")
 
     def reads(self, x: Tensor, weight: Tensor, inputs: Ints | None, columns: Ints | None) -> None:
         """Tie what a contraction reads (atoms along x's axis) to the weight's columns; both broadcast."""
@@ -387,6 +438,8 @@ FACTORIES = ("zeros", "ones", "full", "empty", "scalar_tensor", "zeros_like", "o
               "new_ones", "new_full", "fill", "zero")  # fmt: skip
 BINARY = ("add", "sub", "rsub", "mul", "div", "true_divide", "maximum", "minimum", "atan2", "where", "addcmul", "lerp",
            "masked_fill", "gt", "ge", "lt", "le", "eq", "ne", "_prelu_kernel", "copy")  # fmt: skip
+STATISTICS = ("mean", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm",
+              "native_group_norm", "native_batch_norm", "_native_batch_norm_legit")  # fmt: skip
 _LOGICAL = ("logical_and", "logical_or", "bitwise_and", "bitwise_or", "bitwise_not")
 ELEMENTWISE = frozenset((*QUIET, *NOISY, *BINARY, *_LOGICAL))
 

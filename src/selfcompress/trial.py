@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from .axes import Attribute, Axes, ChannelClass, FrozenAxis, find_axes
 from .copies import meta_copy, on_meta, set_mode, tensors_in, undisturbed, where_in_code
-from .following import could_be_mistaken
-from .meta import call
+from .following import mistakable, open_sizes
+from .meta import call, leaves, shapes_only
 from .shrinking import Kept, Positions, own_size, resize
 
 
@@ -33,11 +32,11 @@ class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        leaves = tree_flatten((args, kwargs or {}))[0]
-        numbers = [v for v in leaves if isinstance(v, float)]
+        given = [*leaves(args), *leaves((kwargs or {}).values())]
+        numbers = [v for v in given if isinstance(v, float)]
         if name.rstrip("_") in _ARITHMETIC:
             numbers += [v for v in args if isinstance(v, int) and not isinstance(v, bool)]
-        for value in leaves:  # constants made in the forward pass are real tensors even in a run on the meta device
+        for value in given:  # constants made in the forward pass are real tensors even in a run on the meta device
             if name in ("lift_fresh", "_to_copy") and isinstance(value, Tensor) and value.device.type != "meta":
                 numbers += [float(v) for v in value.flatten()[:64].tolist()] if value.dtype != torch.bool else []
         if not name.startswith("prim::"):
@@ -68,7 +67,7 @@ def _run(shadow: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> _Run:
     noted = _Numbers()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with undisturbed(), noted:
+        with undisturbed(), shapes_only(), noted:
             outputs = shadow(*inputs)
     return _Run(noted.seen, [tuple(t.shape) for t in tensors_in(outputs)], {str(w.message) for w in said})
 
@@ -105,11 +104,8 @@ def tried(model: nn.Module, example_inputs: tuple[Any, ...], axes: Axes) -> Axes
     a single channel of a class, as when the code squeezes, two stay.
     """
     trial = _Trial(model, example_inputs, axes)
-    classes = range(len(axes.classes))
-    broken = trial.problems(classes)
-    if broken:
-        broken = trial.let_follow(broken)
-    rest = [i for i in classes if i not in broken]
+    broken = trial.settle()
+    rest = [i for i in range(len(axes.classes)) if i not in broken]
     lonely = trial.blame(rest, lambda i: axes.classes[i].least)
     broken |= {i: reason for i, reason in lonely.items() if axes.classes[i].size <= 2}
     stays = tuple(
@@ -162,6 +158,19 @@ def _with_widths(attributes: Sequence[Attribute], c: ChannelClass) -> list[Attri
     return [replace(a, width=head * c.size) for a in heads if head > 1 and head * c.size % a.value == 0]
 
 
+def _divisors(model: nn.Module, c: ChannelClass) -> tuple[Attribute, ...]:
+    """Numbers of heads in modules that read all of these channels: their code may divide the width by them."""
+    found = {}
+    for slot in c.having("reads"):
+        path, width = slot.tensor.rpartition(".")[0].rpartition(".")[0], slot.positions.size
+        for name, value in _whole_numbers(model.get_submodule(path)):
+            # of heads that go themselves the number follows: see `_may_follow`
+            heads = _counts_heads(name) and "." not in name and value > 0 and value % c.size != 0
+            if heads and width % value == 0:
+                found[path, name] = Attribute(path, name, value, width)
+    return tuple(found.values())
+
+
 @dataclass(frozen=True)
 class _Look:
     """What is found on a copy that has been cut."""
@@ -171,6 +180,10 @@ class _Look:
     positions: Positions
     shapes: dict[str, tuple[int, ...]]
     """Of its parameters and buffers."""
+
+
+_Check = Callable[[Collection[int]], dict[int, str]]
+"""What is wrong with some classes, and why."""
 
 
 class _Trial:
@@ -183,6 +196,11 @@ class _Trial:
             self.expected, self.real = _runs(model, example_inputs, real=True), True
         if len(self.expected) == 2 and self.expected[True] == self.expected[False]:
             del self.expected[True]  # both modes do the same: one will do
+        self._answers: dict[tuple[Any, ...], tuple[bool | None, str | None]] = {}
+        self._broke_in: bool | None = None
+        """The mode in which the last trial broke."""
+        steps = [step for run in self.expected.values() for step in run.numbers]
+        self._used = frozenset(number for _, numbers in steps for number in numbers if isinstance(number, float))
 
     def blame(self, classes: Iterable[int], members_left: Callable[[int], int]) -> dict[int, str]:
         """Those of the classes with which the network is not the same when that many members are left, and why."""
@@ -193,9 +211,10 @@ class _Trial:
             if len(units) == 1:
                 broken.update(dict.fromkeys(units[0], reason))
                 return
-            half = len(units) // 2
+            half, mode = len(units) // 2, self._broke_in
             for part in (units[:half], units[half:]):
-                why = self._breaks({i: members_left(i) for unit in part for i in unit})
+                # in the mode in which all of them break; what else they break is asked once these are out of the way
+                why = self._breaks({i: members_left(i) for unit in part for i in unit}, mode)
                 if why is not None:
                     search(part, why)
 
@@ -217,16 +236,34 @@ class _Trial:
             groups.setdefault(tuple(re.sub(r"\d+", "", str(slot)) for slot in slots), []).append(i)
         return list(groups.values())
 
+    def settle(self) -> dict[int, str]:
+        """Let numbers in the code follow; returns the classes that still cannot lose a member, and why.
+
+        Whether channels have moved is asked once for all classes, as it takes the longest.
+        """
+        broken = self.different(range(len(self.axes.classes)))
+        broken = self.let_follow(broken, self.different)
+        moved = self.moved([i for i in range(len(self.axes.classes)) if i not in broken])
+        afresh = (replace(c, attributes=(), divided=()) if i in moved else c for i, c in enumerate(self.axes.classes))
+        self.axes = replace(self.axes, classes=tuple(afresh))
+        return broken | self.let_follow(moved, self.problems)
+
+    def different(self, classes: Iterable[int]) -> dict[int, str]:
+        """Those of the classes without a member of which the network does not run, or runs otherwise, and why."""
+        return self.blame(classes, lambda i: self.axes.classes[i].size - 1)
+
     def problems(self, classes: Collection[int]) -> dict[int, str]:
         """Those of the classes that cannot lose a member, and why."""
-        broken = self.blame(classes, lambda i: self.axes.classes[i].size - 1)
+        broken = self.different(classes)
         return broken | self.moved([i for i in classes if i not in broken])
 
-    def let_follow(self, broken: dict[int, str]) -> dict[int, str]:
-        """Let numbers in the network's code follow these classes, as few as will do; returns what is still broken."""
-        return {i: reason for alike in self._alike(broken) for i, reason in self._let_follow(alike).items()}
+    def let_follow(self, broken: dict[int, str], check: _Check) -> dict[int, str]:
+        """Let numbers in the network's code follow these classes, as few as `check` asks for; what is still broken."""
+        return {i: reason for alike in self._alike(broken) for i, reason in self._let_follow(alike, check).items()}
 
-    def _let_follow(self, alike: Sequence[int]) -> dict[int, str]:
+    def _let_follow(self, alike: Sequence[int], check: _Check) -> dict[int, str]:
+        if self._let_read(alike, check):
+            return {}
         names = {i: _may_follow(self.model, self.axes.classes[i]) for i in alike}
         kinds = {_kind(a) for attributes in names.values() for a in attributes}
         left = {i: self.axes.classes[i].size - 1 for i in alike}
@@ -248,23 +285,45 @@ class _Trial:
             if kind is None or further[kind] <= best:
                 break
             chosen, best = chosen | {kind}, further[kind]
-        if best < float("inf") and self._let_divide(names):
+        if best < float("inf") and self._let_divide(names, check):
             return {}
         assign(chosen)
-        still = self.problems(alike)
+        still = check(alike)
         if still and best == float("inf"):  # it runs, but computes something else
             rest = sorted(kinds - chosen)
             instead = [chosen - {old} | {kind} for old in sorted(chosen) for kind in rest]  # equal by chance
             for other in [*(chosen | {kind} for kind in rest), *instead]:
                 assign(other)
-                if not self.problems(alike):
+                if not check(alike):
                     return {}
-            if self._let_divide(names):
+            if self._let_divide(names, check):
                 return {}
             assign(chosen)
         return still
 
-    def _let_divide(self, names: dict[int, list[Attribute]]) -> bool:
+    def _let_read(self, alike: Sequence[int], check: _Check) -> bool:
+        """Let code read these channels that divides their width by a number of heads; whether that does for all."""
+        before = self.axes
+        divided = {i: _divisors(self.model, self.axes.classes[i]) for i in alike}
+        changed = (replace(c, divided=divided.get(i, c.divided)) for i, c in enumerate(self.axes.classes))
+        self.axes = replace(self.axes, classes=tuple(changed))
+        doubtful: dict[int, list[int]] = {}
+        for i, divisors in divided.items():
+            for a in divisors:
+                each = (a.width or 0) // self.axes.classes[i].size
+                members = [-(-n * a.value // each) for n in self._mistakable(a)]
+                doubtful.setdefault(i, []).extend(m for m in members if m < self.axes.classes[i].size)
+        runs = any(divided.values()) and self._breaks({i: self.axes.classes[i].size - 1 for i in alike}) is None
+        if runs and not check(alike) and not self._mistakes(doubtful):
+            return True
+        self.axes = before
+        return False
+
+    def _mistakable(self, a: Attribute) -> list[int]:
+        width = a.width or 0
+        return mistakable(self.model.get_submodule(a.module), self._used, width // a.value, width)
+
+    def _let_divide(self, names: dict[int, list[Attribute]], check: _Check) -> bool:
         """Let a number of heads follow that the code divides the width of its input by; whether that does for all."""
         dividing = {i: _with_widths(attributes, self.axes.classes[i]) for i, attributes in names.items()}
         for kind in sorted({_kind(a) for attributes in dividing.values() for a in attributes}):
@@ -273,19 +332,26 @@ class _Trial:
             self.axes = replace(self.axes, classes=tuple(changed))
             if self._breaks({i: self.axes.classes[i].size - 1 for i in names}) is not None:
                 continue  # whichever of them it is
-            if not self.problems(names) and not self._mistakes(following):
+            doubtful: dict[int, list[int]] = {}
+            for i, attributes in following.items():
+                size = self.axes.classes[i].size
+                for a in attributes:
+                    fewer = {(a.width or 0) // now: now * size // a.value for now in range(1, a.value)}
+                    doubtful[i] = [fewer[n] for n in self._mistakable(a) if n in fewer]
+            if not check(names) and not self._mistakes(doubtful):
                 return True
         return False
 
-    def _mistakes(self, following: dict[int, tuple[Attribute, ...]]) -> bool:
-        """Whether a cut goes wrong where a constant of the module might be taken for a factor that follows."""
-        doubtful: dict[int, list[int]] = {}
-        for i, attributes in following.items():
-            for a in attributes:
-                counts = could_be_mistaken(self.model.get_submodule(a.module), a.value, a.width or 0)
-                doubtful[i] = [n * self.axes.classes[i].size // a.value for n in counts]
+    def _mistakes(self, doubtful: dict[int, list[int]]) -> bool:
+        """Whether a cut goes wrong where a constant might be taken for a factor that follows.
+
+        `doubtful` are the numbers of members of each class with which it might; they are used up.
+        """
         while any(doubtful.values()):  # one cut of all of them at a time
-            if self._breaks({i: members.pop() for i, members in doubtful.items() if members}) is not None:
+            left = {i: members.pop() for i, members in doubtful.items() if members}
+            with open_sizes():  # that code leaves none open has been seen in the cut of one member
+                _, reason = self._try(left, [*self.expected])
+            if reason is not None:
                 return True
         return False
 
@@ -348,18 +414,28 @@ class _Trial:
         resize(shadow, self.axes, kept)
         return shadow, kept
 
-    def _breaks(self, left: dict[int, int]) -> str | None:
-        """Why the network is not the same with only so many members of these classes."""
+    def _breaks(self, left: dict[int, int], only: bool | None = None) -> str | None:
+        """Why the network is not the same with only so many members of these classes, in a mode or in any."""
+        followers = [(self.axes.classes[i].attributes, self.axes.classes[i].divided) for i in left]
+        question = (tuple(left.items()), tuple(followers), only)
+        if question not in self._answers:
+            self._answers[question] = self._try(left, [only] if only in self.expected else [*self.expected])
+        self._broke_in, reason = self._answers[question]
+        return reason
+
+    def _try(self, left: dict[int, int], modes: Sequence[bool]) -> tuple[bool | None, str | None]:
+        """The mode in which the network is not the same with only so many members left, and why; None, None if none."""
+        training = None
         try:
             shadow, _ = self._cut(left)
-            for training, before in self.expected.items():
+            for training in modes:
                 after = _run(shadow, on_meta(self.inputs, real=self.real), training=training)
-                difference = _difference(before, after)
+                difference = _difference(self.expected[training], after)
                 if difference:
-                    return difference
+                    return training, difference
         except Exception as error:
-            return where_in_code(error)
-        return None
+            return training, where_in_code(error)
+        return None, None
 
     def _progress(self, left: dict[int, int]) -> float:
         """How many operators run before it breaks with so many members of these classes; infinity if it does not."""
@@ -370,7 +446,7 @@ class _Trial:
                 noted = _Numbers()
                 try:
                     set_mode(shadow, training)
-                    with undisturbed(), noted, warnings.catch_warnings(action="ignore"):
+                    with undisturbed(), shapes_only(), noted, warnings.catch_warnings(action="ignore"):
                         shadow(*on_meta(self.inputs, real=self.real))
                 finally:
                     done += len(noted.seen)
