@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import analysis_time
 from selfcompress.axes import Axes, find_axes
 from selfcompress.copies import tensors_in
 from selfcompress.scoring import describe_machine, describe_versions
@@ -315,6 +316,13 @@ def page(records: list[dict[str, Any]]) -> str:
             f"| {r['network']} | {r['weights']:,} | {r['removable']:.1%} | {r['classes']} | {r['seconds']:.1f} "
             f"| {error:.0e} | {why.replace('|', '/')} |"
         )
+    if analysis_time.RECORD.exists():
+        lines += [
+            "",
+            "How the time grows, by `python bench/analysis_time.py` (`bench/records/analysis_time.json`):",
+            "",
+            *analysis_time.lines(json.loads(analysis_time.RECORD.read_text())),
+        ]
     return "\n".join(lines) + "\n"
 
 
