@@ -28,7 +28,7 @@ TASKS: dict[str, Recipe] = {
     "lenet-300-100": replace(MLP, epochs=10),
     "lenet5": replace(LENET, epochs=8),
     "resnet9": replace(RESNET, epochs=4),
-    "gpt": replace(default_recipe("text", "gpt"), epochs=3, anneal=0.6),
+    "gpt": replace(default_recipe("text", "gpt"), epochs=8, anneal=0.6),
     "digits": default_recipe("digits"),
 }
 TARGETS = ("30 %", "10 %", "5 %", "2 %", "1 %")
