@@ -381,7 +381,7 @@ def branched(state: dict[str, Any], recipe: Recipe, record: EpochRecord) -> dict
         "target_bytes": record.size_bytes,
         "total_steps": steps,
         "first_bytes": float(record.size_bytes),
-        "first_gamma": compressor["gamma"],
+        "gradient_ratio": compressor["budget"]["gradient_ratio"],
         "gamma": compressor["gamma"],
     }
     return state | {"compressor": compressor, "recipe": recipe.to_dict(), "records": []}
