@@ -90,16 +90,25 @@ def lines(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", action="append", default=[], help="folders in which to look for timm")
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Options of the scripts that need networks which other people wrote."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", action="append", default=[], help="folders in which to look for the zoos")
     parser.add_argument("--before", help="a module to import first, such as one that makes torchvision importable")
-    args = parser.parse_args()
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the zoos importable, as these options say, and the times those of one thread."""
     sys.path[:0] = args.path
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if args.before:
         __import__(args.before)
+
+
+def main() -> None:
+    prepare(parser_of(__doc__).parse_args())
     kinds = {kind: [{"depth": n, **measure(make(n))} for n in depths] for kind, (make, depths) in KINDS.items()}
     record = {"kinds": kinds, "machine": describe_machine(), "versions": describe_versions()}
     RECORD.write_text(json.dumps(record, indent=2) + "\n")

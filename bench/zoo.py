@@ -13,13 +13,10 @@ Weights are entries of parameters with two or more axes. A weight counts as remo
 row or its column. Times are processor time of one thread.
 """
 
-import argparse
 import json
 import re
-import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -327,17 +324,11 @@ def page(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = analysis_time.parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=NAMES, help="names such as timm:levit_128s")
-    parser.add_argument("--path", action="append", default=[], help="folders in which to look for the zoos")
-    parser.add_argument("--before", help="a module to import first, such as one that makes torchvision importable")
     parser.add_argument("--table", action="store_true", help="only write the page")
     args = parser.parse_args()
-    sys.path[:0] = args.path
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    if args.before:
-        __import__(args.before)
+    analysis_time.prepare(args)
     records = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
     known = {r["network"]: r for r in records}
     action: Callable[[str], dict[str, Any]] = examine
