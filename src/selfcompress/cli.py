@@ -310,7 +310,7 @@ def train_command(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Round and price weights with kernels made by torch.compile: faster on a GPU.",
+            help="Round and price weights with kernels made by torch.compile.",
             rich_help_panel=WHERE,
         ),
     ] = None,

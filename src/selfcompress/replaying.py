@@ -26,6 +26,7 @@ class ReplayedStep:
 
     What Python code does during a step is done when it is recorded and not when it is replayed: random numbers from
     outside torch, counters and prints of the network's code stay as they were. Random numbers of torch are drawn anew.
+    A step that looks at a number (`.item()`, `if loss > 1`) or brings a tensor from the CPU cannot be recorded.
 
     Args:
         model: the network.
@@ -103,7 +104,11 @@ class ReplayedStep:
                 self._recording = _Recording(self._compute, batch, self._pool)
             except RuntimeError as error:  # torch's own kinds are of this one, too
                 self.refused = str(error).splitlines()[0]
-                warnings.warn(f"the training step is not replayed: {self.refused}", stacklevel=3)
+                warnings.warn(
+                    "training goes on, but the step could be quicker: see `ReplayedStep` for what it must "
+                    f"not do. It is not replayed: {self.refused}",
+                    stacklevel=3,
+                )
                 return None
         if self.compressor is not None:
             self.compressor.note_replay()
