@@ -14,7 +14,7 @@ standard deviation where there are several seeds.
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -135,11 +135,11 @@ def grouped(rows: list[dict[str, Any]], key: str) -> dict[Any, list[dict[str, An
     return groups
 
 
-def parser_of(doc: str | None, runs: str) -> argparse.ArgumentParser:
-    """Options that this script and `tolerances.py` have in common."""
+def parser_of(doc: str | None, runs: str, tasks: Mapping[str, Recipe]) -> argparse.ArgumentParser:
+    """Options that this script, `tolerances.py` and `from_trained.py` have in common."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--only", nargs="*", choices=TASKS, help="networks; all but `digits` if not given")
+    parser.add_argument("--only", nargs="*", choices=tasks, help="networks; all but `digits` if not given")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--runs", type=Path, default=Path(runs))
     parser.add_argument("--records", type=Path, default=RECORDS)
@@ -149,11 +149,11 @@ def parser_of(doc: str | None, runs: str) -> argparse.ArgumentParser:
     return parser
 
 
-def recipes_of(args: argparse.Namespace) -> dict[str, list[Recipe]]:
+def recipes_of(args: argparse.Namespace, tasks: Mapping[str, Recipe]) -> dict[str, list[Recipe]]:
     """Network -> what to begin from, one for each seed, by the options of `parser_of`."""
     return {
-        network: [replace(TASKS[network], data_dir=args.data_dir, device=args.device, seed=s) for s in args.seeds]
-        for network in args.only or [n for n in TASKS if n != "digits"]
+        network: [replace(tasks[network], data_dir=args.data_dir, device=args.device, seed=s) for s in args.seeds]
+        for network in args.only or [n for n in tasks if n != "digits"]
     }
 
 
@@ -165,12 +165,12 @@ def command_of(script: str, network: str, recipes: Sequence[Recipe]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__, "runs/targets")
+    parser = parser_of(__doc__, "runs/targets", TASKS)
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--no-fixed", action="store_true", help="leave out the runs of fixed γ")
     args = parser.parse_args(arguments)
     path = args.records / "targets.json"
-    recipes = recipes_of(args)
+    recipes = recipes_of(args, TASKS)
     jobs = [
         job
         for network, of_seeds in recipes.items()

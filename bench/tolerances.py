@@ -31,7 +31,7 @@ from selfcompress.recipes.training import (
     train_float,
 )
 from selfcompress.scoring import load_float, score_model
-from targets import command_of, grouped, parser_of, recipes_of
+from targets import TASKS, command_of, grouped, parser_of, recipes_of
 
 TOLERANCES = (0.2, 0.5)
 
@@ -125,11 +125,11 @@ def held_out(recipe: Recipe) -> Recipe:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of(__doc__, "runs/tolerances")
+    parser = parser_of(__doc__, "runs/tolerances", TASKS)
     parser.add_argument("--tolerances", nargs="*", type=float, default=list(TOLERANCES))
     args = parser.parse_args(arguments)
     path = args.records / "tolerances.json"
-    recipes = {network: list(map(held_out, of_seeds)) for network, of_seeds in recipes_of(args).items()}
+    recipes = {network: list(map(held_out, of_seeds)) for network, of_seeds in recipes_of(args, TASKS).items()}
     jobs = [
         Job(network, recipe, tolerance, args.runs)
         for network, of_seeds in recipes.items()

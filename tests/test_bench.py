@@ -13,6 +13,7 @@ import pytest
 BENCH = str(Path(__file__).parent.parent / "bench")
 sys.path.insert(0, BENCH)
 try:
+    import from_trained
     import targets
     import tolerances
     import train
@@ -173,3 +174,28 @@ def test_tolerances_are_searched_from_the_float_network_of_their_seed(
     monkeypatch.delattr(tolerances, "find_smallest")
     monkeypatch.delattr(tolerances, "train_float")
     assert call("together", 1) == together
+
+
+def test_a_trained_network_is_scored_before_any_step_and_compressed_in_a_tenth_of_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(from_trained.TASKS["digits"], width=40, epochs=20, batch_size=256)
+    monkeypatch.setitem(from_trained.TASKS, "digits", recipe)
+
+    def call() -> dict[str, Any]:
+        from_trained.main([*options_of(tmp_path, 1), "--targets", "20 %"])
+        return json.loads((tmp_path / "records" / "from_trained.json").read_text())["digits"]
+
+    entry = call()
+    assert [r["seed"] for r in entry["rows"]] == [1, 0]
+    for r in entry["rows"]:
+        folder = tmp_path / "runs" / f"digits-20%-{r['seed']}"
+        (found,) = r["compressed"]
+        assert found["file_bytes"] == (folder / "net.scn").stat().st_size <= 0.2 * r["float_bytes"]
+        assert found["epochs"] == len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+        of_float = json.loads((tmp_path / "runs" / f"digits-float-{r['seed']}" / "result.json").read_text())
+        assert r["float"] == of_float["summary"]["accuracy"]
+        assert 0.5 < r["attached"] == pytest.approx(r["float"], abs=0.02)  # one step of training moves it further
+    monkeypatch.delattr(from_trained, "train")
+    monkeypatch.delattr(from_trained, "train_float")
+    assert call() == entry
