@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import selfcompress as sc
+from selfcompress.budget import Budget
 from selfcompress.compressor import SelfCompressor
 from selfcompress.errors import CheckpointError, UsageError
 from selfcompress.packing import pack
@@ -101,6 +102,16 @@ def test_the_cost_falls_along_the_path_and_not_below_its_end() -> None:
     assert 0.5 < living[steps // 4] < 0.9
     assert all(share <= 1.21 * 0.5 for share in living[steps // 2 + 5 :])
     assert 0.49 <= living[-1] <= 0.5
+
+
+def test_a_cost_falls_by_the_same_factor_in_each_step_of_a_run_of_any_length() -> None:
+    """What is above its path is cut, so a steep beginning would take channels that have hardly been trained."""
+    compressor = attached(network(), "30 % MACs", 10_000, gamma=0.0)
+    (state,) = compressor.state_dict()["costs"].values()
+    budget = Budget(**state)
+    budget.start(0, 4.0 * budget.target_bytes, 1.0)
+    factors = [budget.path(step + 500) / budget.path(step) for step in range(0, 5_000, 500)]
+    assert factors == pytest.approx([(1.2 / 4) ** 0.1] * 10)
 
 
 def test_the_published_rate_meets_a_target_of_a_cost_too() -> None:

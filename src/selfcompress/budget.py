@@ -4,9 +4,10 @@ What is here: `parse_target` turns what a user says ("200 kB", "2 %", "0.5 bits/
 γ should be, told the size every so often. It knows nothing of networks: `steering.py` asks it, and `trimming.py` takes
 away the little that is over the target at the end.
 
-The path falls from the first size to 1.2 times the target, by the same factor in each step, over the first half of the
-run, and to the target itself while the learning rate, which usually falls in the second half, can still answer. γ
-follows a PI controller on the logarithms:
+The path falls as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of a
+fifth of the run. A run that is too short for that comes down to 1.2 times the target in its first half, by the same
+factor in each step. Either way the target is reached while the learning rate, which usually falls in the second half,
+can still answer. γ follows a PI controller on the logarithms:
 
     e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w))·e·dt
     (t: share of the run; w = ln(first size / target), at least 0)
@@ -30,11 +31,14 @@ from .errors import UsageError
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 """Bytes in each unit, by its name in lower case."""
 BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
-APPROACH = (0.5, 1.2)
-"""Share of the run after which the path has come down to so many times the target …"""
-LANDING = (0.875, 1.0)
+APPROACH = (0.5, math.log(1.2))
+"""Share of the run after which the path has come down to so many factors e above the target …"""
+LANDING = (0.875, 0.0)
 """… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
 never rises: weights that have gone come back slowly."""
+FALL, QUICKEST = 0.2, 300
+"""Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
+of 300 to 800 steps (measured on the recipes)."""
 START = 0.01
 """First γ, in ratios of gradients, for each factor e that the size has to fall by: what hardly has to fall would be
 below its path at once, and comes back slowly."""
@@ -94,11 +98,14 @@ class Budget:
         target_bytes: size to end at, >= 1.
         total_steps: training steps of the run, >= 1.
         steepest: by so much ln γ rises at most from one update to the next; it falls as fast as it likes.
+        even: whether the path falls by the same factor in each step, however long the run: where states on the way are
+            wanted, or where what is above the path is taken away.
     """
 
     target_bytes: int
     total_steps: int
     steepest: float = STEEPEST
+    even: bool = False
     first_bytes: float = 0.0
     """Size at the first update; 0 before it."""
     gradient_ratio: float = 0.0
@@ -137,9 +144,15 @@ class Budget:
 
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
-        points = ((0.0, self.first_bytes / self.target_bytes), APPROACH, LANDING)
-        logs = np.log([min(times, points[0][1]) for _, times in points])
-        return self.target_bytes * math.exp(np.interp(step / self.total_steps, [at for at, _ in points], logs))
+        at, way = step / self.total_steps, math.log(self.first_bytes / self.target_bytes)
+        points = ((0.0, way), APPROACH, LANDING)
+        straight = np.interp(at, [when for when, _ in points], [min(left, way) for _, left in points])
+        if self.even:
+            return self.target_bytes * math.exp(straight)
+        constant = max(FALL, QUICKEST / self.total_steps)
+        landed = math.exp(-LANDING[0] / constant)
+        curved = way * max(math.exp(-at / constant) - landed, 0.0) / (1 - landed)
+        return self.target_bytes * math.exp(min(straight, curved, way))
 
     def update(self, step: int, size_bytes: float) -> float:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""

@@ -343,6 +343,11 @@ class SelfCompressor:
             return None
         return self._revision, tuple(self.prices.values())
 
+    def fall_evenly(self) -> None:
+        """Plan the way to the target by the same factor in each step, to keep states on it. Before the first step."""
+        if self._steering:
+            self._steering.budget.even = True
+
     def note_replay(self) -> None:
         """Say that penalty and `backward` were replayed: see `replaying.py`."""
         self._priced = self._backpropagated = True

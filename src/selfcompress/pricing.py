@@ -140,7 +140,7 @@ class Prices:
         self._liveness = Liveness(pricing.workload, axes, compressed, by_bits=by_bits)
         self.prices = {**pricing.prices, **dict.fromkeys(pricing.limits, 0.0)}
         self.unmet: tuple[str, ...] = ()
-        budgets = {cost: Budget(PARTS, pricing.total_steps, STEEPEST) for cost in pricing.limits}
+        budgets = {cost: Budget(PARTS, pricing.total_steps, STEEPEST, even=True) for cost in pricing.limits}
         self._steered = {cost: self._steering(budget) for cost, budget in budgets.items()}
 
     def _steering(self, budget: Budget) -> Steering:

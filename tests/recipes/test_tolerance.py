@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from selfcompress import scoring
+from selfcompress.budget import Budget
 from selfcompress.errors import CheckpointError, DataError, UsageError
 from selfcompress.recipes import tolerance, training
 from selfcompress.recipes.datasets import load_dataset
@@ -60,14 +62,33 @@ def test_the_test_set_is_scored_for_the_chosen_file_alone(finished: tuple[Path, 
         assert json.loads((part / "result.json").read_text())["scored_on"] == "validation"
 
 
-def test_a_branch_stays_at_the_size_that_it_began_with(finished: tuple[Path, tolerance.Found]) -> None:
+def test_a_branch_ends_at_the_size_of_its_state_or_at_one_before_the_next(
+    finished: tuple[Path, tolerance.Found],
+) -> None:
     folder, found = finished
     records = [json.loads(line) for line in (folder / "trunk" / "metrics.jsonl").read_text().splitlines()]
-    label = len(SMALL.label)
+    label, between = len(SMALL.label), 0
     for attempt in found.attempts:
-        began = records[attempt.epoch - 1]["size_bytes"]
+        began, following = (records[i]["size_bytes"] for i in (attempt.epoch - 1, attempt.epoch))
+        (asked,) = (
+            int(path.parent.name.split("-")[2])
+            for path in folder.glob(f"branch-{attempt.epoch:04d}-*/net.scn")
+            if path.stat().st_size == attempt.file_bytes
+        )
+        assert following < asked <= began
+        between += asked < began
         # branches of a few steps have little time to come back up from where the trunk was going
-        assert 0.6 * began <= attempt.file_bytes - label <= began
+        assert 0.6 * asked <= attempt.file_bytes - label <= asked
+    assert between
+
+
+def test_the_trunk_falls_by_the_same_factor_in_each_step(finished: tuple[Path, tolerance.Found]) -> None:
+    state = training.read_checkpoint(finished[0] / "trunk" / "checkpoint.pt")["compressor"]
+    budget = Budget(**state["budget"])
+    budget.total_steps = 10_000  # a run of that many steps would not fall so, else
+    sizes = [budget.path(step) for step in range(0, 5_000, 500)]
+    factors = [b / a for a, b in pairwise(sizes)]
+    assert factors == pytest.approx([factors[0]] * 9)
 
 
 def interrupt_in(part: str, epoch: int) -> tolerance.OnPart:
@@ -123,7 +144,7 @@ def test_where_no_file_qualifies_there_is_none_and_the_numbers_are_said(
         tolerance.find_smallest(recipe, tmp_path / "run", tolerance=2)
     assert not (tmp_path / "run" / "net.scn").exists()
     assert not (tmp_path / "run" / "result.json").exists()
-    assert (tmp_path / "run" / "branch-0001" / "net.scn").exists()  # the largest state was tried
+    assert len(list((tmp_path / "run").glob("branch-0001-*/net.scn"))) >= 1  # the largest state was tried
 
 
 def test_what_the_baseline_run_held_out_is_held_out_again(
@@ -259,6 +280,29 @@ def test_states_are_kept_where_the_size_has_fallen_by_fifteen_percent() -> None:
     sizes = [1000, 900, 850, 900, 723, 722, 300, 299]
     kept = tolerance.kept_of([record(i, size) for i, size in enumerate(sizes)])
     assert [r.size_bytes for r in kept] == [1000, 850, 722, 300]
+
+
+def test_sizes_between_two_states_are_as_far_apart_as_states_are() -> None:
+    starts = tolerance.starts_of([record(1, 1000), record(2, 850), record(3, 200)])
+    found = [(start.record.epoch, start.size_bytes) for start in starts]
+    assert found == [(1, 1000)] + [(2, round(850 * (200 / 850) ** (i / 9))) for i in range(9)] + [(3, 200)]
+    sizes = [size for _, size in found]
+    assert all(0.84 < small / large < 0.86 for large, small in pairwise(sizes))
+    assert tolerance.starts_of([record(1, 500)]) == [tolerance.Start(record(1, 500), 500)]
+
+
+def test_a_branch_comes_down_from_its_state_to_the_size_between() -> None:
+    """Not at once: γ would answer a size that is far above the path by taking too much."""
+    state = {
+        "compressor": {"config": {"total_steps": 800}, "budget": {"gradient_ratio": 2.0}, "gamma": 0.5},
+        "recipe": {"epochs": 16},
+    }
+    start = tolerance.Start(record(2, 3000), 2000)
+    branch = tolerance.branched(state, replace(SMALL, epochs=2), start)["compressor"]
+    budget = Budget(**branch["budget"])
+    assert budget.total_steps == branch["config"]["total_steps"] == 100
+    assert (budget.path(0), budget.path(100)) == (pytest.approx(3000), pytest.approx(2000))
+    assert (budget.gamma, budget.gradient_ratio) == (0.5, 2.0)
 
 
 def attempt(size: int, qualifies: bool) -> Attempt:

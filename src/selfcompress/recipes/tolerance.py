@@ -2,10 +2,10 @@
 
 A trunk starts from the float network and trains at a constant learning rate while its size falls, by the same factor in
 each epoch, to far below any use; whenever it has fallen by another 15 %, the state is kept. A branch goes on from a
-kept state: its learning rate falls to the floor while a target holds its size; its file is loaded again and scored on
-examples that were held out. Which branches are made is a bisection: accuracy is taken to fall with the size, but for
-what chance does with so few examples; where two branches say otherwise, the outcome notes it. The test set is looked
-at once, for the chosen file.
+kept state: its learning rate falls to the floor while a target holds its size, or, where the next state is much
+smaller, takes it to one of the sizes between; its file is loaded again and scored on examples that were held out. Which
+branches are made is a bisection: accuracy is taken to fall with the size, but for what chance does with so few
+examples; where two branches say otherwise, the outcome notes it. The test set is looked at once, for the chosen file.
 
 Each part is a run in a folder of its own, so a search that is stopped goes on where it was. The trunk is the first half
 of a run towards a target: there the planned path of sizes falls (`budget.py`), and the landing is never reached.
@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ SEARCH = "search.json"
 HELD_OUT = 10
 """One of so many training examples is held out if the recipe holds out none."""
 SPACING = 0.85
-"""A state is kept when the size has fallen to this share of the last one that was kept."""
+"""A state is kept when the size has fallen to this share of the last one that was kept. Sizes that are tried are no
+closer, and hardly further apart."""
 BRANCH = 0.3
 """Epochs of a branch, as a share of the recipe's."""
 FLOOR = 1e-3
@@ -230,6 +232,16 @@ def _check_unseen(folder: str, recipe: Recipe) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a branch begins with."""
+
+    record: EpochRecord
+    """Of the trunk's state."""
+    size_bytes: int
+    """What it is to end with."""
+
+
 @dataclass
 class _Running:
     """A search in progress."""
@@ -243,17 +255,18 @@ class _Running:
         baseline, source = self._baseline()
         limit = baseline.accuracy - self.search.tolerance / 100
         kept, floats = self._trunk(source, limit)
+        starts = starts_of(kept)
         results: dict[int, Result] = {}
         attempts: dict[int, Attempt] = {}
-        guess = _guess([record.accuracy for record in kept], limit)
-        while (number := self._next(attempts, len(kept), guess, baseline)) is not None:
-            results[number] = result = self._branch(kept[number], len(attempts) + 1)
+        guess = _guess([start.record.accuracy for start in starts], limit)
+        while (number := self._next(attempts, len(starts), guess, baseline)) is not None:
+            results[number] = result = self._branch(starts[number], len(attempts) + 1)
             lost = (baseline.correct - result.score.correct) / baseline.total
             attempts[number] = Attempt(
                 file_bytes=result.summary.file_bytes,
                 accuracy=result.score.accuracy,
                 lost_points=100 * lost,
-                epoch=kept[number].epoch,
+                epoch=starts[number].record.epoch,
                 qualifies=100 * lost <= self.search.tolerance + 1e-9,
             )
         tried = tuple(attempts[number] for number in sorted(attempts))
@@ -269,7 +282,7 @@ class _Running:
                 "them makes the difference"
             )
         chosen = min(good, key=lambda number: attempts[number].file_bytes)
-        write_file(self.folder / FILE, (self._branch_folder(kept[chosen]) / FILE).read_bytes())
+        write_file(self.folder / FILE, (self._branch_folder(starts[chosen]) / FILE).read_bytes())
         found = Found(
             recipe=self.recipe,
             tolerance=self.search.tolerance,
@@ -348,39 +361,40 @@ class _Running:
         """Where the trunk's checkpoint after an epoch is kept."""
         return self.folder / "trunk" / f"epoch-{record.epoch:04d}.pt"
 
-    def _branch_folder(self, record: EpochRecord) -> Path:
-        return self.folder / f"branch-{record.epoch:04d}"
+    def _branch_folder(self, start: Start) -> Path:
+        """Named by the epoch of the state, and by the size in bytes."""
+        return self.folder / f"branch-{start.record.epoch:04d}-{start.size_bytes}"
 
-    def _branch(self, record: EpochRecord, number: int) -> Result:
-        """Anneal from a state that was kept, at its size, and write the file."""
-        folder = self._branch_folder(record)
+    def _branch(self, start: Start, number: int) -> Result:
+        """Anneal from a state that was kept, at its size or on the way to a smaller one, and write the file."""
+        folder = self._branch_folder(start)
         epochs = max(1, round(BRANCH * self.recipe.epochs))
         if (folder / CHECKPOINT).exists():
             recipe = read_recipe(folder)
             recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
         else:
-            room = record.size_bytes + len(self.recipe.label.encode())
+            room = start.size_bytes + len(self.recipe.label.encode())
             recipe = replace(self.recipe, start=None, target=f"{room} B", epochs=epochs, anneal=1.0)
             make_folder(folder)
-            write_checkpoint(folder / CHECKPOINT, branched(read_checkpoint(self._state(record)), recipe, record))
-        on_epoch, on_step = self.on_part(f"branch {number}, {record.size_bytes:,} bytes", epochs)
+            write_checkpoint(folder / CHECKPOINT, branched(read_checkpoint(self._state(start.record)), recipe, start))
+        on_epoch, on_step = self.on_part(f"branch {number}, {start.size_bytes:,} bytes", epochs)
         return train(recipe, folder, resume=True, on_epoch=on_epoch, on_step=on_step)
 
 
-def branched(state: dict[str, Any], recipe: Recipe, record: EpochRecord) -> dict[str, Any]:
-    """The checkpoint of a run that has yet to begin, of `recipe`, from a trunk's `state` after the epoch of `record`.
+def branched(state: dict[str, Any], recipe: Recipe, start: Start) -> dict[str, Any]:
+    """The checkpoint of a run that has yet to begin, of `recipe`, from a trunk's `state` after the epoch of `start`.
 
-    Its γ is the trunk's, and its target the size that the network has there.
+    Its γ is the trunk's, and its target the size that `start` says.
     """
     compressor = dict(state["compressor"])
     config = compressor["config"]
     steps = config["total_steps"] * recipe.epochs // state["recipe"]["epochs"]
-    compressor["config"] = config | {"target_bytes": record.size_bytes, "total_steps": steps}
+    compressor["config"] = config | {"target_bytes": start.size_bytes, "total_steps": steps}
     compressor["steps"] = 0
     compressor["budget"] = {
-        "target_bytes": record.size_bytes,
+        "target_bytes": start.size_bytes,
         "total_steps": steps,
-        "first_bytes": float(record.size_bytes),
+        "first_bytes": float(start.record.size_bytes),
         "gradient_ratio": compressor["budget"]["gradient_ratio"],
         "gamma": compressor["gamma"],
     }
@@ -394,6 +408,16 @@ def kept_of(records: Sequence[EpochRecord]) -> list[EpochRecord]:
         if not kept or record.size_bytes <= SPACING * kept[-1].size_bytes:
             kept.append(record)
     return kept
+
+
+def starts_of(kept: Sequence[EpochRecord]) -> list[Start]:
+    """What branches may begin with, from the largest to the smallest: every state kept, and the sizes between them."""
+    starts = []
+    for record, following in zip_longest(kept, kept[1:]):
+        factor = following.size_bytes / record.size_bytes if following else 1.0
+        parts = max(1, round(math.log(factor) / math.log(SPACING)))
+        starts += [Start(record, round(record.size_bytes * factor ** (part / parts))) for part in range(parts)]
+    return starts
 
 
 def chance(floats: Score, accuracy: float) -> float:

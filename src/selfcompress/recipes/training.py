@@ -158,6 +158,8 @@ def train_part(
 ) -> list[EpochRecord]:
     """Train as `train` does, until `stop` says so; no file is written, but there is a checkpoint of the last epoch.
 
+    The size falls by the same factor in each step on its way to a target, so that there are states of all sizes.
+
     Args:
         recipe: as for `train`.
         out_dir: as for `train`; a run that is there goes on.
@@ -169,6 +171,8 @@ def train_part(
     """
     folder = Path(out_dir)
     job = _start(recipe, folder, compress=True, resume=(folder / CHECKPOINT).exists(), on_epoch=on_epoch)
+    assert job.compressor is not None
+    job.compressor.fall_evenly()
     with _can_go_on(folder):
         _train_epochs(job, stop, on_epoch, on_step)
     return job.records
