@@ -84,9 +84,11 @@ def compressed(job: Job, float_run: Path, target: str) -> dict[str, Any]:
     return {"target": target, "epochs": recipe.epochs, **kept, "source": result["source"]}
 
 
-def show(entries: dict[str, Any]) -> None:
-    print("| network | float, % | attached, % | lost | target | file, bytes | epochs | accuracy, % | lost |")
-    print("|---|---|---|---|---|---|---|---|---|")
+def table(entries: dict[str, Any]) -> str:
+    lines = [
+        "| network | float, % | attached, % | lost | target | file, bytes | epochs | accuracy, % | lost |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for network, entry in entries.items():
         rows = entry["rows"]
         of_targets = grouped([c | {"float": r["float"]} for r in rows for c in r["compressed"]], "target")
@@ -105,7 +107,8 @@ def show(entries: dict[str, Any]) -> None:
                 show_spread([100 * c["accuracy"] for c in found]),
                 show_spread([100 * (c["float"] - c["accuracy"]) for c in found]),
             ]
-            print(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [done[j] for j in jobs if j.network == job.network and j in done]
         command = command_of("from_trained.py", job.network, of_seeds)
         keep_entry(path, job.network, replace(of_seeds[0], gamma=0.0), command, {"rows": rows})
-    show(read_entries(path))
+    print(table(read_entries(path)))
 
 
 if __name__ == "__main__":

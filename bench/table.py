@@ -1,4 +1,4 @@
-"""The README's tables, from the records: `python bench/table.py` prints them, `--write` puts them into README.md.
+"""The tables of README.md and docs/dials.md, from the records: printed, or with `--write` put into their places there.
 
 `--plot FILE` draws the error of all records against the bytes of their files, a panel for each task.
 """
@@ -12,8 +12,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+import from_trained
+import targets
+import tolerances
+from harness import RECORDS, read_entries
+
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- table: python bench/table.py --write -->\n", "<!-- end of table -->"
+START, END = "<!-- {}: python bench/table.py --write -->\n", "<!-- end of table -->"
+"""What stands before and after a table; the former with its name."""
 NETWORKS = {
     "lenet-300-100": "MNIST, LeNet-300-100",
     "lenet5": "MNIST, LeNet-5 (20-50-500)",
@@ -45,7 +51,7 @@ def quality(network: str, record: dict[str, Any]) -> str:
 def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
     """The records of a method, with the settings that each has of its own, the usual ones first."""
     prefix, found = f"{network}-{method}", []
-    for path in sorted((ROOT / "bench" / "records").glob(f"{prefix}*.json")):
+    for path in sorted(RECORDS.glob(f"{prefix}*.json")):
         settings = path.stem.removeprefix(prefix)
         if not settings or settings.startswith("-"):
             record = json.loads(path.read_text())
@@ -73,7 +79,18 @@ def row(network: str, method: str, settings: str, record: dict[str, Any]) -> str
     return f"| {' | '.join(cells)} |"
 
 
-def table() -> str:
+def tables() -> dict[str, tuple[str, str]]:
+    """The name of each table, with the file that has it and what stands there."""
+    kept = {name: read_entries(RECORDS / f"{name}.json") for name in ("targets", "tolerances", "from_trained")}
+    return {
+        "trainings": ("README.md", trainings()),
+        "targets": ("docs/dials.md", targets.table(kept["targets"]) + "\n"),
+        "tolerances": ("docs/dials.md", tolerances.table(kept["tolerances"]) + "\n"),
+        "from_trained": ("docs/dials.md", from_trained.table(kept["from_trained"]) + "\n"),
+    }
+
+
+def trainings() -> str:
     rows = [row(n, m, settings, record) for n in NETWORKS for m in METHODS for settings, record in records(n, m)]
     head = [
         "| task | trained with | file, bytes | test error, or loss | weights left | million MACs | loss said | n |",
@@ -116,16 +133,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="FILE")
-    readme = ROOT / "README.md"
     args = parser.parse_args()
     if args.plot:
         plot(args.plot)
-    if not args.write:
-        print(table())
-        return
-    before, _, rest = readme.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    readme.write_text(before + START + table() + END + after)
+    for name, (file, text) in tables().items():
+        if args.write:
+            before, start, rest = (ROOT / file).read_text().partition(START.format(name))
+            _, end, after = rest.partition(END)
+            assert start, f"{file}: expected `{START.format(name).strip()}`"
+            assert end, f"{file}: expected `{END}`"
+            (ROOT / file).write_text(before + start + text + end + after)
+        else:
+            print(text)
 
 
 if __name__ == "__main__":

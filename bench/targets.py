@@ -105,9 +105,11 @@ def entry_of(found: list[tuple[Recipe, dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def show(entries: dict[str, Any]) -> None:
-    print("| network | target | bytes asked for | file, bytes | share | met | accuracy, % | fixed γ, % | difference |")
-    print("|---|---|---|---|---|---|---|---|---|")
+def table(entries: dict[str, Any]) -> str:
+    lines = [
+        "| network | target | bytes asked for | file, bytes | share | met | accuracy, % | fixed γ, % | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for network, entry in entries.items():
         for target, rows in grouped(entry["targets"], "target").items():
             shares = [r["share_of_target"] for r in rows]
@@ -124,7 +126,8 @@ def show(entries: dict[str, Any]) -> None:
                 show_spread([fixed for _, fixed in pairs]),
                 show_spread([accuracy - fixed for accuracy, fixed in pairs]),
             ]
-            print(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def grouped(rows: list[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
@@ -183,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network, of_seeds = job.network, recipes[job.network]
         of_network = [(j.recipe, done[j]) for j in jobs if j.network == network and j in done]
         keep_entry(path, network, of_seeds[0], command_of("targets.py", network, of_seeds), entry_of(of_network))
-    show(read_entries(path))
+    print(table(read_entries(path)))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,11 @@ def accuracy(score: dict[str, Any]) -> float:
     return float(score["correct"] / score["total"])
 
 
-def show(entries: dict[str, Any]) -> None:
-    print("| network | tolerance | file, bytes | share of float, % | lost, held out | kept | lost, test | epochs |")
-    print("|---|---|---|---|---|---|---|---|")
+def table(entries: dict[str, Any]) -> str:
+    lines = [
+        "| network | tolerance | file, bytes | share of float, % | lost, held out | kept | lost, test | epochs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for network, entry in entries.items():
         for tolerance, rows in grouped(entry["tolerances"], "tolerance").items():
             cells = [
@@ -116,7 +118,8 @@ def show(entries: dict[str, Any]) -> None:
                 show_spread([r["lost_points_test"] for r in rows]),
                 f"{show_spread([r['epochs_trained'] for r in rows], 0)} + {entry['recipe']['epochs']}",
             ]
-            print(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def held_out(recipe: Recipe) -> Recipe:
@@ -145,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network, of_seeds = job.network, recipes[job.network]
         rows = [done[j] for j in jobs if j.network == network and j in done]
         keep_entry(path, network, of_seeds[0], command_of("tolerances.py", network, of_seeds), {"tolerances": rows})
-    show(read_entries(path))
+    print(table(read_entries(path)))
 
 
 if __name__ == "__main__":
