@@ -5,13 +5,15 @@
     python bench/tolerances.py --data-dir DATA --seeds 0 1 2 --jobs 16
 
 The networks and schedules are those of `bench/targets.py`. The float network is trained once for each of them and each
-seed, without the examples that are held out, and all tolerances are searched from it. A tolerance is kept on these
+seed, without the examples that are held out, and all tolerances are searched from it, along one trunk: it goes on where
+that of the tolerance before ended, as it would have come there by itself. A tolerance is kept on these
 examples by construction; what the chosen file loses on the test set, which nothing was chosen by, stands beside it.
 Writes `records/tolerances.json`, one entry for each network, again after every search, and prints the table: means,
 with the standard deviation where there are several seeds.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 from harness import keep_entry, read_entries, results, show_spread, source_digest
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, Found, find_smallest
+from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, TRUNK, Found, find_smallest
 from selfcompress.recipes.training import (
     CHECKPOINT,
     EVALUATION_BATCH,
@@ -38,20 +40,20 @@ TOLERANCES = (0.2, 0.5)
 
 @dataclass(frozen=True)
 class Job:
-    """A search from the float network of its seed."""
+    """All searches from the float network of a seed, by rising tolerance."""
 
     network: str
     recipe: Recipe
-    tolerance: float
+    tolerances: tuple[float, ...]
     runs: Path
 
-    @property
-    def folder(self) -> Path:
-        return self.runs / f"{self.network}-{self.tolerance:g}-{self.recipe.seed}"
+    def folder(self, part: float | str) -> Path:
+        """Of the search for a tolerance, or of the float run."""
+        return self.runs / f"{self.network}-{part if isinstance(part, str) else f'{part:g}'}-{self.recipe.seed}"
 
     @property
     def float_run(self) -> Path:
-        return self.runs / f"{self.network}-float-{self.recipe.seed}"
+        return self.folder("float")
 
 
 def baseline(job: Job) -> float:
@@ -64,15 +66,29 @@ def baseline(job: Job) -> float:
     return score_model(network, dataset.test_batches(EVALUATION_BATCH)).accuracy
 
 
-def search(job: Job) -> dict[str, Any]:
-    """Search, or take up where it was left."""
-    folder = job.folder
+def search(job: Job) -> list[dict[str, Any]]:
+    """Search for each tolerance, or take up where it was left."""
+    found, before = [], None
+    for tolerance in job.tolerances:
+        folder = job.folder(tolerance)
+        if before is not None and not folder.exists():
+            copied = job.folder(f"{tolerance:g}-copied")  # a copy that is cut short is made again
+            shutil.rmtree(copied, ignore_errors=True)
+            shutil.copytree(before / TRUNK, copied / TRUNK)
+            copied.rename(folder)
+        found.append(search_one(job, tolerance))
+        before = folder
+    return found
+
+
+def search_one(job: Job, tolerance: float) -> dict[str, Any]:
+    folder = job.folder(tolerance)
     if not (folder / RESULT).exists():
         found = asdict(
             find_smallest(
                 job.recipe,
                 folder,
-                tolerance=job.tolerance,
+                tolerance=tolerance,
                 baseline_run=job.float_run,
                 resume=(folder / SEARCH).exists(),
                 on_part=lambda title, epochs: (lambda r: print(f"{folder.name}, {title}: {r.to_json()}"), None),
@@ -133,20 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     path = args.records / "tolerances.json"
     recipes = {network: list(map(held_out, of_seeds)) for network, of_seeds in recipes_of(args, TASKS).items()}
-    jobs = [
-        Job(network, recipe, tolerance, args.runs)
-        for network, of_seeds in recipes.items()
-        for recipe in of_seeds
-        for tolerance in args.tolerances
-    ]
-    floats = list({job.float_run: job for job in jobs}.values())
+    tolerances = tuple(sorted(args.tolerances))
+    jobs = [Job(network, recipe, tolerances, args.runs) for network, of_seeds in recipes.items() for recipe in of_seeds]
     processes = {"at_once": args.jobs, "threads": args.threads}
-    float_test = {job.float_run: found for job, found in results(baseline, floats, **processes)}
-    done: dict[Job, dict[str, Any]] = {}
+    float_test = {job.float_run: found for job, found in results(baseline, jobs, **processes)}
+    done: dict[Job, list[dict[str, Any]]] = {}
     for job, found in results(search, jobs, **processes):
-        done[job] = row(found, float_test[job.float_run])
+        done[job] = [row(f, float_test[job.float_run]) for f in found]
         network, of_seeds = job.network, recipes[job.network]
-        rows = [done[j] for j in jobs if j.network == network and j in done]
+        rows = [r for j in jobs if j.network == network and j in done for r in done[j]]
         keep_entry(path, network, of_seeds[0], command_of("tolerances.py", network, of_seeds), {"tolerances": rows})
     print(table(read_entries(path)))
 

@@ -156,12 +156,12 @@ def test_the_table_of_targets_has_means_and_spreads_over_seeds() -> None:
 def test_tolerances_are_searched_from_the_float_network_of_their_seed(
     short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def call(where: str, jobs: int) -> dict[str, Any]:
-        tolerances.main([*options_of(tmp_path / where, jobs), "--tolerances", "80"])
+    def call(where: str, jobs: int, *searched: str) -> dict[str, Any]:
+        tolerances.main([*options_of(tmp_path / where, jobs), "--tolerances", *searched])
         return json.loads((tmp_path / where / "records" / "tolerances.json").read_text())["digits"]
 
-    together = call("together", 2)
-    assert [(r["seed"], r["tolerance"]) for r in together["tolerances"]] == [(1, 80), (0, 80)]
+    together = call("together", 2, "80", "20")
+    assert [(r["seed"], r["tolerance"]) for r in together["tolerances"]] == [(1, 20), (1, 80), (0, 20), (0, 80)]
     for r in together["tolerances"]:
         folder = tmp_path / "together" / "runs"
         assert r["file_bytes"] == (folder / f"digits-{r['tolerance']:g}-{r['seed']}" / "net.scn").stat().st_size
@@ -169,10 +169,12 @@ def test_tolerances_are_searched_from_the_float_network_of_their_seed(
         assert r["float_score"] == of_float["score"]
         assert of_float["recipe"]["validation"] > 0
     assert "2 of 2" in capsys.readouterr().out
+    alone = call("alone", 1, "80")["tolerances"]  # not along the trunk of another tolerance
+    assert alone == [r for r in together["tolerances"] if r["tolerance"] == 80]
 
     monkeypatch.delattr(tolerances, "find_smallest")
     monkeypatch.delattr(tolerances, "train_float")
-    assert call("together", 1) == together
+    assert call("together", 1, "20", "80") == together
 
 
 def test_a_trained_network_is_scored_before_any_step_and_compressed_in_a_tenth_of_its_epochs(

@@ -51,6 +51,8 @@ from .training import (
 
 SEARCH = "search.json"
 """What a search was started with; in its folder."""
+TRUNK = "trunk"
+"""The folder of the trunk, in that of its search. One that is there already is gone on with."""
 HELD_OUT = 10
 """One of so many training examples is held out if the recipe holds out none."""
 SPACING = 0.85
@@ -321,7 +323,7 @@ class _Running:
 
     def _trunk(self, source: str, limit: float) -> tuple[list[EpochRecord], int]:
         """Let the network shrink from the float one. The records of the states kept, and the float network's bytes."""
-        folder, epochs = self.folder / "trunk", self.recipe.epochs
+        folder, epochs = self.folder / TRUNK, self.recipe.epochs
         if (folder / CHECKPOINT).exists():
             recipe = read_recipe(folder)
             recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
@@ -359,7 +361,7 @@ class _Running:
 
     def _state(self, record: EpochRecord) -> Path:
         """Where the trunk's checkpoint after an epoch is kept."""
-        return self.folder / "trunk" / f"epoch-{record.epoch:04d}.pt"
+        return self.folder / TRUNK / f"epoch-{record.epoch:04d}.pt"
 
     def _branch_folder(self, start: Start) -> Path:
         """Named by the epoch of the state, and by the size in bytes."""
