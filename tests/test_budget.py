@@ -105,7 +105,7 @@ def test_a_short_run_lands_too_with_little_to_trim(share: float, pull: float) ->
     plant = ShortRun(math.log(1e6), slope=0.75, delay=0.2, knee=1.0, growth=0.3, noise=0.0)
     holds = share ** (-1 / 0.75) - 1
     course = steer(plant, Budget(int(share * 1e6), 1_400), ratio=holds / pull, updates=60)
-    assert 0.98 < course[-3][0] < 1.03
+    assert 0.98 < course[-3][0] < 1.035
     assert max(gamma for _, gamma in course) < 3.4 * holds
 
 

@@ -4,10 +4,10 @@ What is here: `parse_target` turns what a user says ("200 kB", "2 %", "0.5 bits/
 γ should be, told the size every so often. It knows nothing of networks: `steering.py` asks it, and `trimming.py` takes
 away the little that is over the target at the end.
 
-The path falls as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of a
-fifth of the run. A run that is too short for that comes down to 1.2 times the target in its first half, by the same
-factor in each step. Either way the target is reached while the learning rate, which usually falls in the second half,
-can still answer. γ follows a PI controller on the logarithms:
+The path comes down to 1.2 times the target as a network does at a fixed γ: exponentially in the logarithm of the size,
+with a time constant of a fifth of the run; in a run that is too short for that by the same factor in each step of its
+first half. In the second half it comes down to the target, while the learning rate, which usually falls there, can
+still answer. γ follows a PI controller on the logarithms:
 
     e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w))·e·dt
     (t: share of the run; w = ln(first size / target), at least 0)
@@ -146,13 +146,10 @@ class Budget:
         """The size planned for a step, in bytes."""
         at, way = step / self.total_steps, math.log(self.first_bytes / self.target_bytes)
         points = ((0.0, way), APPROACH, LANDING)
-        straight = np.interp(at, [when for when, _ in points], [min(left, way) for _, left in points])
-        if self.even:
-            return self.target_bytes * math.exp(straight)
-        constant = max(FALL, QUICKEST / self.total_steps)
-        landed = math.exp(-LANDING[0] / constant)
-        curved = way * max(math.exp(-at / constant) - landed, 0.0) / (1 - landed)
-        return self.target_bytes * math.exp(min(straight, curved, way))
+        left = float(np.interp(at, [when for when, _ in points], [min(above, way) for _, above in points]))
+        if not self.even:
+            left = min(left, max(way * math.exp(-at / max(FALL, QUICKEST / self.total_steps)), APPROACH[1]))
+        return self.target_bytes * math.exp(left)
 
     def update(self, step: int, size_bytes: float) -> float:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""

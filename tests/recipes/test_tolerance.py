@@ -67,9 +67,10 @@ def test_a_branch_ends_at_the_size_of_its_state_or_at_one_before_the_next(
 ) -> None:
     folder, found = finished
     records = [json.loads(line) for line in (folder / "trunk" / "metrics.jsonl").read_text().splitlines()]
+    sizes = [found.float_bytes // 4] + [record["size_bytes"] for record in records]
     label, between = len(SMALL.label), 0
     for attempt in found.attempts:
-        began, following = (records[i]["size_bytes"] for i in (attempt.epoch - 1, attempt.epoch))
+        began, following = sizes[attempt.epoch : attempt.epoch + 2]
         (asked,) = (
             int(path.parent.name.split("-")[2])
             for path in folder.glob(f"branch-{attempt.epoch:04d}-*/net.scn")
@@ -144,7 +145,7 @@ def test_where_no_file_qualifies_there_is_none_and_the_numbers_are_said(
         tolerance.find_smallest(recipe, tmp_path / "run", tolerance=2)
     assert not (tmp_path / "run" / "net.scn").exists()
     assert not (tmp_path / "run" / "result.json").exists()
-    assert len(list((tmp_path / "run").glob("branch-0001-*/net.scn"))) >= 1  # the largest state was tried
+    assert len(list((tmp_path / "run").glob("branch-0000-*/net.scn"))) >= 1  # the largest state was tried
 
 
 def test_what_the_baseline_run_held_out_is_held_out_again(
@@ -283,12 +284,13 @@ def test_states_are_kept_where_the_size_has_fallen_by_fifteen_percent() -> None:
 
 
 def test_sizes_between_two_states_are_as_far_apart_as_states_are() -> None:
-    starts = tolerance.starts_of([record(1, 1000), record(2, 850), record(3, 200)])
-    found = [(start.record.epoch, start.size_bytes) for start in starts]
+    states = [tolerance.State(epoch, size, 0.9) for epoch, size in ((1, 1000), (2, 850), (3, 200))]
+    starts = tolerance.starts_of(states)
+    found = [(start.state.epoch, start.size_bytes) for start in starts]
     assert found == [(1, 1000)] + [(2, round(850 * (200 / 850) ** (i / 9))) for i in range(9)] + [(3, 200)]
     sizes = [size for _, size in found]
     assert all(0.84 < small / large < 0.86 for large, small in pairwise(sizes))
-    assert tolerance.starts_of([record(1, 500)]) == [tolerance.Start(record(1, 500), 500)]
+    assert tolerance.starts_of(states[:1]) == [tolerance.Start(states[0], 1000)]
 
 
 def test_a_branch_comes_down_from_its_state_to_the_size_between() -> None:
@@ -297,12 +299,15 @@ def test_a_branch_comes_down_from_its_state_to_the_size_between() -> None:
         "compressor": {"config": {"total_steps": 800}, "budget": {"gradient_ratio": 2.0}, "gamma": 0.5},
         "recipe": {"epochs": 16},
     }
-    start = tolerance.Start(record(2, 3000), 2000)
+    start = tolerance.Start(tolerance.State(2, 3000, 0.9), 2000)
     branch = tolerance.branched(state, replace(SMALL, epochs=2), start)["compressor"]
     budget = Budget(**branch["budget"])
     assert budget.total_steps == branch["config"]["total_steps"] == 100
     assert (budget.path(0), budget.path(100)) == (pytest.approx(3000), pytest.approx(2000))
     assert (budget.gamma, budget.gradient_ratio) == (0.5, 2.0)
+    beginning = tolerance.Start(tolerance.State(0, 9000, 0.9), 4000)
+    of_beginning = tolerance.branched(state, replace(SMALL, epochs=2), beginning)["compressor"]
+    assert not Budget(**of_beginning["budget"]).started  # there is no γ yet to go on with
 
 
 def attempt(size: int, qualifies: bool) -> Attempt:

@@ -1,11 +1,12 @@
 """The smallest file that loses no more than a given accuracy, without a γ or a size to guess.
 
 A trunk starts from the float network and trains at a constant learning rate while its size falls, by the same factor in
-each epoch, to far below any use; whenever it has fallen by another 15 %, the state is kept. A branch goes on from a
-kept state: its learning rate falls to the floor while a target holds its size, or, where the next state is much
-smaller, takes it to one of the sizes between; its file is loaded again and scored on examples that were held out. Which
-branches are made is a bisection: accuracy is taken to fall with the size, but for what chance does with so few
-examples; where two branches say otherwise, the outcome notes it. The test set is looked at once, for the chosen file.
+each epoch, to far below any use. Its beginning is kept, and then its state whenever it has fallen by another 15 %. A
+branch goes on from a kept state: its learning rate falls to the floor while a target holds its size, or, where the next
+state is much smaller, takes it to one of the sizes between; its file is loaded again and scored on examples that were
+held out. Which branches are made is a bisection: accuracy is taken to fall with the size, but for what chance does with
+so few examples; where two branches say otherwise, the outcome notes it. The test set is looked at once, for the chosen
+file.
 
 Each part is a run in a folder of its own, so a search that is stopped goes on where it was. The trunk is the first half
 of a run towards a target: there the planned path of sizes falls (`budget.py`), and the landing is never reached.
@@ -58,6 +59,8 @@ HELD_OUT = 10
 SPACING = 0.85
 """A state is kept when the size has fallen to this share of the last one that was kept. Sizes that are tried are no
 closer, and hardly further apart."""
+ATTACHED = 4
+"""Attaching leaves a float network one of so many of its bytes: 8 bits of 32."""
 BRANCH = 0.3
 """Epochs of a branch, as a share of the recipe's."""
 FLOOR = 1e-3
@@ -235,11 +238,21 @@ def _check_unseen(folder: str, recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True)
+class State:
+    """A state of the trunk that is kept."""
+
+    epoch: int
+    """After which it was; 0 for the beginning."""
+    size_bytes: int
+    accuracy: float
+    """On the examples held out, 0 … 1."""
+
+
+@dataclass(frozen=True)
 class Start:
     """What a branch begins with."""
 
-    record: EpochRecord
-    """Of the trunk's state."""
+    state: State
     size_bytes: int
     """What it is to end with."""
 
@@ -257,10 +270,11 @@ class _Running:
         baseline, source = self._baseline()
         limit = baseline.accuracy - self.search.tolerance / 100
         kept, floats = self._trunk(source, limit)
-        starts = starts_of(kept)
+        beginning = max([floats // ATTACHED, *(state.size_bytes for state in kept[:1])])
+        starts = starts_of([State(0, beginning, baseline.accuracy), *kept])
         results: dict[int, Result] = {}
         attempts: dict[int, Attempt] = {}
-        guess = _guess([start.record.accuracy for start in starts], limit)
+        guess = _guess([start.state.accuracy for start in starts], limit)
         while (number := self._next(attempts, len(starts), guess, baseline)) is not None:
             results[number] = result = self._branch(starts[number], len(attempts) + 1)
             lost = (baseline.correct - result.score.correct) / baseline.total
@@ -268,7 +282,7 @@ class _Running:
                 file_bytes=result.summary.file_bytes,
                 accuracy=result.score.accuracy,
                 lost_points=100 * lost,
-                epoch=starts[number].record.epoch,
+                epoch=starts[number].state.epoch,
                 qualifies=100 * lost <= self.search.tolerance + 1e-9,
             )
         tried = tuple(attempts[number] for number in sorted(attempts))
@@ -321,8 +335,8 @@ class _Running:
         result = train_float(self.recipe, folder, resume=started, on_epoch=on_epoch, on_step=on_step)
         return result.score, str(folder)
 
-    def _trunk(self, source: str, limit: float) -> tuple[list[EpochRecord], int]:
-        """Let the network shrink from the float one. The records of the states kept, and the float network's bytes."""
+    def _trunk(self, source: str, limit: float) -> tuple[list[State], int]:
+        """Let the float network shrink. The states kept after its epochs, and the float network's bytes."""
         folder, epochs = self.folder / TRUNK, self.recipe.epochs
         if (folder / CHECKPOINT).exists():
             recipe = read_recipe(folder)
@@ -335,15 +349,20 @@ class _Running:
         on_epoch, on_step = self.on_part("trunk", epochs)
         records: list[EpochRecord] = []
 
+        def keep_state(epoch: int) -> None:
+            if not self._state(epoch).exists():
+                write_file(self._state(epoch), (folder / CHECKPOINT).read_bytes())
+
         def keep(record: EpochRecord) -> None:
             records.append(record)
-            path = self._state(record)
-            if kept_of(records)[-1] is record and not path.exists():
-                write_file(path, (folder / CHECKPOINT).read_bytes())
+            if kept_of(records)[-1].epoch == record.epoch:
+                keep_state(record.epoch)
             if on_epoch is not None:
                 on_epoch(record)
 
         def stop(done: Sequence[EpochRecord]) -> bool:
+            if not done:
+                keep_state(0)
             depth, times = HOPELESS
             last = [record.accuracy for record in done[-times:]]
             return len(done) >= epochs or (len(last) == times and max(last) < limit - depth)
@@ -359,13 +378,13 @@ class _Running:
         compressor = SelfCompressor(model, dataset.example_inputs(), rate=self.recipe.rate, grid=self.recipe.grid)
         return floats, smallest_bytes(model, compressor.axes, lambda attached: None)
 
-    def _state(self, record: EpochRecord) -> Path:
+    def _state(self, epoch: int) -> Path:
         """Where the trunk's checkpoint after an epoch is kept."""
-        return self.folder / TRUNK / f"epoch-{record.epoch:04d}.pt"
+        return self.folder / TRUNK / f"epoch-{epoch:04d}.pt"
 
     def _branch_folder(self, start: Start) -> Path:
         """Named by the epoch of the state, and by the size in bytes."""
-        return self.folder / f"branch-{start.record.epoch:04d}-{start.size_bytes}"
+        return self.folder / f"branch-{start.state.epoch:04d}-{start.size_bytes}"
 
     def _branch(self, start: Start, number: int) -> Result:
         """Anneal from a state that was kept, at its size or on the way to a smaller one, and write the file."""
@@ -378,13 +397,15 @@ class _Running:
             room = start.size_bytes + len(self.recipe.label.encode())
             recipe = replace(self.recipe, start=None, target=f"{room} B", epochs=epochs, anneal=1.0)
             make_folder(folder)
-            write_checkpoint(folder / CHECKPOINT, branched(read_checkpoint(self._state(start.record)), recipe, start))
+            write_checkpoint(
+                folder / CHECKPOINT, branched(read_checkpoint(self._state(start.state.epoch)), recipe, start)
+            )
         on_epoch, on_step = self.on_part(f"branch {number}, {start.size_bytes:,} bytes", epochs)
         return train(recipe, folder, resume=True, on_epoch=on_epoch, on_step=on_step)
 
 
 def branched(state: dict[str, Any], recipe: Recipe, start: Start) -> dict[str, Any]:
-    """The checkpoint of a run that has yet to begin, of `recipe`, from a trunk's `state` after the epoch of `start`.
+    """The checkpoint of a run that has yet to begin, of `recipe`, from the trunk's `state` that `start` names.
 
     Its γ is the trunk's, and its target the size that `start` says.
     """
@@ -393,32 +414,32 @@ def branched(state: dict[str, Any], recipe: Recipe, start: Start) -> dict[str, A
     steps = config["total_steps"] * recipe.epochs // state["recipe"]["epochs"]
     compressor["config"] = config | {"target_bytes": start.size_bytes, "total_steps": steps}
     compressor["steps"] = 0
-    compressor["budget"] = {
-        "target_bytes": start.size_bytes,
-        "total_steps": steps,
-        "first_bytes": float(start.record.size_bytes),
-        "gradient_ratio": compressor["budget"]["gradient_ratio"],
-        "gamma": compressor["gamma"],
-    }
+    compressor["budget"] = {"target_bytes": start.size_bytes, "total_steps": steps}
+    if start.state.epoch:  # before the first one the trunk has no γ
+        compressor["budget"] |= {
+            "first_bytes": float(start.state.size_bytes),
+            "gradient_ratio": state["compressor"]["budget"]["gradient_ratio"],
+            "gamma": compressor["gamma"],
+        }
     return state | {"compressor": compressor, "recipe": recipe.to_dict(), "records": []}
 
 
-def kept_of(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+def kept_of(records: Sequence[EpochRecord]) -> list[State]:
     """The epochs of a trunk whose state is kept: the first, and each whose size is 15 % below that of the last."""
-    kept: list[EpochRecord] = []
+    kept: list[State] = []
     for record in records:
         if not kept or record.size_bytes <= SPACING * kept[-1].size_bytes:
-            kept.append(record)
+            kept.append(State(record.epoch, record.size_bytes, record.accuracy))
     return kept
 
 
-def starts_of(kept: Sequence[EpochRecord]) -> list[Start]:
+def starts_of(kept: Sequence[State]) -> list[Start]:
     """What branches may begin with, from the largest to the smallest: every state kept, and the sizes between them."""
     starts = []
-    for record, following in zip_longest(kept, kept[1:]):
-        factor = following.size_bytes / record.size_bytes if following else 1.0
+    for state, following in zip_longest(kept, kept[1:]):
+        factor = following.size_bytes / state.size_bytes if following else 1.0
         parts = max(1, round(math.log(factor) / math.log(SPACING)))
-        starts += [Start(record, round(record.size_bytes * factor ** (part / parts))) for part in range(parts)]
+        starts += [Start(state, round(state.size_bytes * factor ** (part / parts))) for part in range(parts)]
     return starts
 
 
