@@ -5,8 +5,8 @@
     python bench/tolerances.py --data-dir DATA --seeds 0 1 2 --jobs 16
 
 The networks and schedules are those of `bench/targets.py`. The float network is trained once for each of them and each
-seed, without the examples that are held out, and all tolerances are searched from it, along one trunk: it goes on where
-that of the tolerance before ended, as it would have come there by itself. A tolerance is kept on these
+seed, without the examples that are held out, and all tolerances are searched from it. They share a trunk and branches:
+what one search has trained the next would train alike, and goes on from there. A tolerance is kept on these
 examples by construction; what the chosen file loses on the test set, which nothing was chosen by, stands beside it.
 Writes `records/tolerances.json`, one entry for each network, again after every search, and prints the table: means,
 with the standard deviation where there are several seeds.
@@ -22,10 +22,11 @@ from typing import Any
 from harness import keep_entry, read_entries, results, show_spread, source_digest
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, TRUNK, Found, find_smallest
+from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, TRUNK, Found, branch_epochs, find_smallest
 from selfcompress.recipes.training import (
     CHECKPOINT,
     EVALUATION_BATCH,
+    FILE,
     FLOAT_FILE,
     METRICS,
     RESULT,
@@ -74,7 +75,7 @@ def search(job: Job) -> list[dict[str, Any]]:
         if before is not None and not folder.exists():
             copied = job.folder(f"{tolerance:g}-copied")  # a copy that is cut short is made again
             shutil.rmtree(copied, ignore_errors=True)
-            shutil.copytree(before / TRUNK, copied / TRUNK)
+            shutil.copytree(before, copied, ignore=shutil.ignore_patterns(SEARCH, RESULT, FILE))
             copied.rename(folder)
         found.append(search_one(job, tolerance))
         before = folder
@@ -96,8 +97,8 @@ def search_one(job: Job, tolerance: float) -> dict[str, Any]:
         )
     else:
         found = json.loads((folder / RESULT).read_text())
-    # every part of a search is a run in a folder of its own: what was trained in all
-    epochs = sum(len(path.read_text().splitlines()) for path in folder.rglob(METRICS))
+    trunk = len((folder / TRUNK / METRICS).read_text().splitlines())
+    epochs = trunk + len(found["attempts"]) * branch_epochs(job.recipe)
     kept = {name: found[name] for name in Found.__dataclass_fields__ if name != "recipe"}
     return kept | {"epochs_trained": epochs, "seed": job.recipe.seed, "source": source_digest()}
 

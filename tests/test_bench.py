@@ -171,6 +171,9 @@ def test_tolerances_are_searched_from_the_float_network_of_their_seed(
     assert "2 of 2" in capsys.readouterr().out
     alone = call("alone", 1, "80")["tolerances"]  # not along the trunk of another tolerance
     assert alone == [r for r in together["tolerances"] if r["tolerance"] == 80]
+    for r in alone:
+        metrics = (tmp_path / "alone" / "runs" / f"digits-80-{r['seed']}").rglob("metrics.jsonl")
+        assert r["epochs_trained"] == sum(len(path.read_text().splitlines()) for path in metrics)
 
     monkeypatch.delattr(tolerances, "find_smallest")
     monkeypatch.delattr(tolerances, "train_float")

@@ -389,7 +389,7 @@ class _Running:
     def _branch(self, start: Start, number: int) -> Result:
         """Anneal from a state that was kept, at its size or on the way to a smaller one, and write the file."""
         folder = self._branch_folder(start)
-        epochs = max(1, round(BRANCH * self.recipe.epochs))
+        epochs = branch_epochs(self.recipe)
         if (folder / CHECKPOINT).exists():
             recipe = read_recipe(folder)
             recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
@@ -402,6 +402,11 @@ class _Running:
             )
         on_epoch, on_step = self.on_part(f"branch {number}, {start.size_bytes:,} bytes", epochs)
         return train(recipe, folder, resume=True, on_epoch=on_epoch, on_step=on_step)
+
+
+def branch_epochs(recipe: Recipe) -> int:
+    """Epochs of each branch in a search with this recipe."""
+    return max(1, round(BRANCH * recipe.epochs))
 
 
 def branched(state: dict[str, Any], recipe: Recipe, start: Start) -> dict[str, Any]:
