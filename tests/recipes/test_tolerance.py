@@ -67,7 +67,7 @@ def test_a_branch_ends_at_the_size_of_its_state_or_at_one_before_the_next(
 ) -> None:
     folder, found = finished
     records = [json.loads(line) for line in (folder / "trunk" / "metrics.jsonl").read_text().splitlines()]
-    sizes = [found.float_bytes // 4] + [record["size_bytes"] for record in records]
+    sizes = [found.float_bytes // 4] + [record["size_bytes"] for record in records] + [0]
     label, between = len(SMALL.label), 0
     for attempt in found.attempts:
         began, following = sizes[attempt.epoch : attempt.epoch + 2]
@@ -285,12 +285,17 @@ def test_states_are_kept_where_the_size_has_fallen_by_fifteen_percent() -> None:
 
 def test_sizes_between_two_states_are_as_far_apart_as_states_are() -> None:
     states = [tolerance.State(epoch, size, 0.9) for epoch, size in ((1, 1000), (2, 850), (3, 200))]
-    starts = tolerance.starts_of(states)
-    found = [(start.state.epoch, start.size_bytes) for start in starts]
-    assert found == [(1, 1000)] + [(2, round(850 * (200 / 850) ** (i / 9))) for i in range(9)] + [(3, 200)]
+    found = [(start.state.epoch, start.size_bytes) for start in tolerance.starts_of(states, 150)]
+    assert found == [
+        (1, 1000),
+        *((2, round(850 * (200 / 850) ** (i / 9))) for i in range(9)),
+        *((3, round(200 * (150 / 200) ** (i / 2))) for i in range(2)),  # and down to where the trunk would have gone
+    ]
     sizes = [size for _, size in found]
-    assert all(0.84 < small / large < 0.86 for large, small in pairwise(sizes))
-    assert tolerance.starts_of(states[:1]) == [tolerance.Start(states[0], 1000)]
+    assert all(0.83 < small / large < 0.88 for large, small in pairwise(sizes))
+    assert tolerance.starts_of(states[:1], 1000) == [tolerance.Start(states[0], 1000)]
+    far = [start.size_bytes for start in tolerance.starts_of(states[:1], 1)]
+    assert far == [round(1000 * 0.85**i) for i in range(9)]  # but not very far below the last state
 
 
 def test_a_branch_comes_down_from_its_state_to_the_size_between() -> None:
@@ -322,4 +327,4 @@ def test_what_speaks_against_the_outcome_is_said() -> None:
     assert notes(1000, True, False) == ""
     assert "one of the 100 examples held out is 1.00 points" in notes(100, True, False)
     assert "a smaller file qualifies though a larger one does not" in notes(1000, False, True, False)
-    assert "the smallest state of the trunk still qualifies" in notes(1000, True, True)
+    assert "the smallest size that was tried still qualifies" in notes(1000, True, True)

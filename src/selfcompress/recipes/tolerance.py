@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,8 @@ FLOOR = 1e-3
 """The trunk's path leads towards this share of the float network …"""
 LEAST = 1.5
 """… or towards so many times the smallest file that this network can become, whichever is more."""
+BEYOND = 8
+"""So many sizes below the smallest state are tried, too, as far as the trunk would have gone: it may lag behind."""
 HOPELESS = (0.2, 3)
 """The trunk ends early when it was so far below the accuracy that is wanted in so many epochs on end."""
 
@@ -269,9 +270,10 @@ class _Running:
     def run(self) -> Found:
         baseline, source = self._baseline()
         limit = baseline.accuracy - self.search.tolerance / 100
-        kept, floats = self._trunk(source, limit)
+        kept = self._trunk(source, limit)
+        floats, floor = self._sizes()
         beginning = max([floats // ATTACHED, *(state.size_bytes for state in kept[:1])])
-        starts = starts_of([State(0, beginning, baseline.accuracy), *kept])
+        starts = starts_of([State(0, beginning, baseline.accuracy), *kept], floor)
         results: dict[int, Result] = {}
         attempts: dict[int, Attempt] = {}
         guess = _guess([start.state.accuracy for start in starts], limit)
@@ -335,16 +337,14 @@ class _Running:
         result = train_float(self.recipe, folder, resume=started, on_epoch=on_epoch, on_step=on_step)
         return result.score, str(folder)
 
-    def _trunk(self, source: str, limit: float) -> tuple[list[State], int]:
-        """Let the float network shrink. The states kept after its epochs, and the float network's bytes."""
+    def _trunk(self, source: str, limit: float) -> list[State]:
+        """Let the float network shrink. The states kept after its epochs."""
         folder, epochs = self.folder / TRUNK, self.recipe.epochs
         if (folder / CHECKPOINT).exists():
             recipe = read_recipe(folder)
             recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
-            floats = self._sizes()[0]
         else:
-            floats, least = self._sizes()
-            floor = math.ceil(max(FLOOR * floats, LEAST * least)) + len(self.recipe.label.encode())
+            floor = self._sizes()[1] + len(self.recipe.label.encode())
             recipe = replace(self.recipe, start=source, target=f"{floor} B", epochs=2 * epochs, anneal=0.0)
         on_epoch, on_step = self.on_part("trunk", epochs)
         records: list[EpochRecord] = []
@@ -368,15 +368,16 @@ class _Running:
             return len(done) >= epochs or (len(last) == times and max(last) < limit - depth)
 
         train_part(recipe, folder, stop=stop, on_epoch=keep, on_step=on_step)
-        return kept_of(records), floats
+        return kept_of(records)
 
     def _sizes(self) -> tuple[int, int]:
-        """Bytes of the float network, and of the smallest file that it can become."""
+        """Bytes of the float network, and those that the trunk's path leads to."""
         dataset = load_dataset(self.recipe.dataset, self.recipe.data_dir, validation=self.recipe.validation)
         model = build_for(dataset, self.recipe.network, self.recipe.width)
         floats = 4 * sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
         compressor = SelfCompressor(model, dataset.example_inputs(), rate=self.recipe.rate, grid=self.recipe.grid)
-        return floats, smallest_bytes(model, compressor.axes, lambda attached: None)
+        least = smallest_bytes(model, compressor.axes, lambda attached: None)
+        return floats, math.ceil(max(FLOOR * floats, LEAST * least))
 
     def _state(self, epoch: int) -> Path:
         """Where the trunk's checkpoint after an epoch is kept."""
@@ -438,11 +439,16 @@ def kept_of(records: Sequence[EpochRecord]) -> list[State]:
     return kept
 
 
-def starts_of(kept: Sequence[State]) -> list[Start]:
-    """What branches may begin with, from the largest to the smallest: every state kept, and the sizes between them."""
+def starts_of(kept: Sequence[State], floor: int) -> list[Start]:
+    """What branches may begin with, from the largest to the smallest.
+
+    Every state kept, the sizes between them, and some below the last one, down to `floor` bytes at most.
+    """
+    last = kept[-1].size_bytes
+    ends = [*(state.size_bytes for state in kept[1:]), max(last * SPACING ** (BEYOND + 1), min(floor, last))]
     starts = []
-    for state, following in zip_longest(kept, kept[1:]):
-        factor = following.size_bytes / state.size_bytes if following else 1.0
+    for state, end in zip(kept, ends, strict=True):
+        factor = end / state.size_bytes
         parts = max(1, round(math.log(factor) / math.log(SPACING)))
         starts += [Start(state, round(state.size_bytes * factor ** (part / parts))) for part in range(parts)]
     return starts
@@ -497,7 +503,7 @@ def _notes(tolerance: float, baseline: Score, attempts: Sequence[Attempt]) -> tu
     if qualified != sorted(qualified, reverse=True):
         notes.append("a smaller file qualifies though a larger one does not: the differences are near the noise")
     if qualified[-1]:
-        notes.append("the smallest state of the trunk still qualifies: a smaller file may exist")
+        notes.append("the smallest size that was tried still qualifies: a smaller file may exist")
     return tuple(notes)
 
 
