@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -143,6 +144,18 @@ def test_a_long_run_falls_as_at_a_fixed_gamma_and_a_short_or_an_even_one_straigh
         a <= b for a, b in zip(left(10_000, False, 0.5, 0.7), left(10_000, True, 0.5, 0.7), strict=True)
     )  # it is nowhere above the straight one
     assert left(10_000, False, 0.875) == left(10_000, True, 0.875) == [0]
+
+
+def test_a_path_never_waits_before_it_lands() -> None:
+    """Where it does, γ falls far before the size is to fall again, and rises too late."""
+    for times in (1.1, 3, 10, 100):
+        budget = Budget(1_000, 10_000)
+        budget.start(0, 1_000.0 * times, 1.0)
+        sizes = [budget.path(step) for step in range(4_000, 8_800, 100)]
+        assert times == 1.1 or all(a > b for a, b in pairwise(sizes))
+        assert all(1_000 <= size <= 1_000 * times for size in sizes)
+        assert budget.path(5_000) <= 1_200
+        assert budget.path(8_750) == pytest.approx(1_000)
 
 
 def test_a_network_that_is_small_enough_is_left_alone() -> None:

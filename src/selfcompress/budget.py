@@ -4,10 +4,10 @@ What is here: `parse_target` turns what a user says ("200 kB", "2 %", "0.5 bits/
 γ should be, told the size every so often. It knows nothing of networks: `steering.py` asks it, and `trimming.py` takes
 away the little that is over the target at the end.
 
-The path comes down to 1.2 times the target as a network does at a fixed γ: exponentially in the logarithm of the size,
-with a time constant of a fifth of the run; in a run that is too short for that by the same factor in each step of its
-first half. In the second half it comes down to the target, while the learning rate, which usually falls there, can
-still answer. γ follows a PI controller on the logarithms:
+The path comes down as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of
+a fifth of the run; in a run that is too short for that by the same factor in each step of its first half. It never
+waits, but goes over into a line that is at 1.2 times the target after half of the run, and at the target while the
+learning rate, which usually falls there, can still answer. γ follows a PI controller on the logarithms:
 
     e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w))·e·dt
     (t: share of the run; w = ln(first size / target), at least 0)
@@ -148,7 +148,8 @@ class Budget:
         points = ((0.0, way), APPROACH, LANDING)
         left = float(np.interp(at, [when for when, _ in points], [min(above, way) for _, above in points]))
         if not self.even:
-            left = min(left, max(way * math.exp(-at / max(FALL, QUICKEST / self.total_steps)), APPROACH[1]))
+            landing = APPROACH[1] * (LANDING[0] - at) / (LANDING[0] - APPROACH[0])
+            left = min(left, max(way * math.exp(-at / max(FALL, QUICKEST / self.total_steps)), landing))
         return self.target_bytes * math.exp(left)
 
     def update(self, step: int, size_bytes: float) -> float:
