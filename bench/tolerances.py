@@ -12,14 +12,13 @@ Writes `records/tolerances.json`, one entry for each network, again after every 
 with the standard deviation where there are several seeds.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import keep_entry, read_entries, results, show_spread, source_digest
+from harness import finish, keep_entry, read_entries, results, show_spread
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, TRUNK, Found, branch_epochs, find_smallest
@@ -84,23 +83,21 @@ def search(job: Job) -> list[dict[str, Any]]:
 
 def search_one(job: Job, tolerance: float) -> dict[str, Any]:
     folder = job.folder(tolerance)
-    if not (folder / RESULT).exists():
-        found = asdict(
-            find_smallest(
-                job.recipe,
-                folder,
-                tolerance=tolerance,
-                baseline_run=job.float_run,
-                resume=(folder / SEARCH).exists(),
-                on_part=lambda title, epochs: (lambda r: print(f"{folder.name}, {title}: {r.to_json()}"), None),
-            )
-        )
-    else:
-        found = json.loads((folder / RESULT).read_text())
+    found = finish(
+        folder,
+        lambda: find_smallest(
+            job.recipe,
+            folder,
+            tolerance=tolerance,
+            baseline_run=job.float_run,
+            resume=(folder / SEARCH).exists(),
+            on_part=lambda title, epochs: (lambda r: print(f"{folder.name}, {title}: {r.to_json()}"), None),
+        ),
+    )
     trunk = len((folder / TRUNK / METRICS).read_text().splitlines())
     epochs = trunk + len(found["attempts"]) * branch_epochs(job.recipe)
     kept = {name: found[name] for name in Found.__dataclass_fields__ if name != "recipe"}
-    return kept | {"epochs_trained": epochs, "seed": job.recipe.seed, "source": source_digest()}
+    return kept | {"epochs_trained": epochs, "seed": job.recipe.seed, "source": found["source"]}
 
 
 def row(found: dict[str, Any], float_test: float) -> dict[str, Any]:
