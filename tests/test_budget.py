@@ -146,6 +146,19 @@ def test_a_long_run_falls_as_at_a_fixed_gamma_and_a_short_or_an_even_one_straigh
     assert left(10_000, False, 0.875) == left(10_000, True, 0.875) == [0]
 
 
+@pytest.mark.parametrize(("way", "time_constant"), [(4.0, 0.2), (2.0, 0.2), (1.0, 0.4)])
+def test_what_has_little_way_to_go_falls_more_slowly(way: float, time_constant: float) -> None:
+    budget = Budget(100_000, 10_000)
+    budget.start(0, 100_000 * math.exp(way), 1.0)
+    assert math.log(budget.path(1_000) / 100_000) == pytest.approx(way * math.exp(-0.1 / time_constant), abs=1e-4)
+
+
+def test_a_path_that_hardly_falls_does_not_leave_its_way_to_the_end() -> None:
+    budget = Budget(100_000, 10_000)
+    budget.start(0, 110_000.0, 1.0)
+    assert budget.path(5_000) == pytest.approx(100_000 * 1.1**0.3)
+
+
 def test_a_path_never_waits_before_it_lands() -> None:
     """Where it does, γ falls far before the size is to fall again, and rises too late."""
     for times in (1.1, 3, 10, 100):
@@ -161,8 +174,39 @@ def test_a_path_never_waits_before_it_lands() -> None:
 def test_a_network_that_is_small_enough_is_left_alone() -> None:
     budget = Budget(10_000, 1_000)
     first = budget.start(5, 4_000.0, 1.0)
-    assert budget.path(0) == budget.path(1_000) == pytest.approx(4_000)
-    assert all(budget.update(step, 4_000.0) <= first for step in range(10, 1_000, 5))
+    assert budget.path(0) == budget.path(1_000) == pytest.approx(10_000)
+    gammas = [first, *(budget.update(step, 4_000.0) for step in range(10, 1_000, 5))]
+    assert gammas == sorted(gammas, reverse=True)
+
+
+def test_what_grows_over_its_target_is_held_there() -> None:
+    """The rest without γ is half as large again as the target; the network begins below it."""
+    plant = Plant(math.log(150_000), slope=0.5, delay=0.05, knee=1.0, growth=0.5, noise=0.0)
+    plant.now = math.log(87_000)
+    holds = 1.5 ** (1 / 0.5) - 1
+    budget = Budget(100_000, 1_400)
+    gamma = budget.start(20, 87_000.0, holds / 0.002)
+    sizes = []
+    for step in range(40, 1_401, 20):
+        sizes.append(plant.after(gamma, 20 / 1_400))
+        gamma = budget.update(step, sizes[-1])
+    assert max(sizes) < 115_000
+    assert 0.97 < sizes[-1] / 100_000 < 1.03
+
+
+@pytest.mark.parametrize(("start", "times"), [(2_000, 1.0), (9_000, 3.0)])
+def test_gamma_falls_faster_below_the_target(start: int, times: float) -> None:
+    """Not below a path above it: there is way to go still, and a γ that falls there is too low to hold the target."""
+
+    def change(error: float) -> float:
+        """Of ln γ, while the size stays that far from the path, in logarithms."""
+        budget = Budget(1_000, 10_000)
+        budget.start(0, 100_000.0, 1.0)
+        steps = range(start, start + 1_000, 50)
+        gammas = [budget.update(step, math.exp(error) * budget.path(step)) for step in steps]
+        return math.log(gammas[-1] / gammas[0])
+
+    assert change(-0.02) == pytest.approx(-times * change(0.02))
 
 
 def test_gamma_rises_by_steps_that_are_bounded_and_falls_to_a_floor() -> None:

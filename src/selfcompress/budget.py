@@ -5,11 +5,12 @@ What is here: `parse_target` turns what a user says ("200 kB", "2 %", "0.5 bits/
 away the little that is over the target at the end.
 
 The path comes down as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of
-a fifth of the run; in a run that is too short for that by the same factor in each step of its first half. It never
-waits, but goes over into a line that is at 1.2 times the target after half of the run, and at the target while the
-learning rate, which usually falls there, can still answer. γ follows a PI controller on the logarithms:
+a fifth of the run, and longer for what is pulled at weakly, since it has little way to go; in a run that is too short
+for that by the same factor in each step of its first half. It never waits, but goes over into a line that is at 1.2
+times the target after half of the run, and at the target while the learning rate, which usually falls there, can still
+answer. γ follows a PI controller on the logarithms:
 
-    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w))·e·dt
+    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w)²)·e·dt
     (t: share of the run; w = ln(first size / target), at least 0)
 
 The size answers γ with a slope of -1/2 to -3/4 in logarithms, and a delay of a few percent of a long run, but of a
@@ -33,19 +34,25 @@ UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "
 BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
 APPROACH = (0.5, math.log(1.2))
 """Share of the run after which the path has come down to so many factors e above the target …"""
+PART = 0.3
+"""… or to this part of the way where that is less, so that it does not leave the way to the end …"""
 LANDING = (0.875, 0.0)
 """… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
 never rises: weights that have gone come back slowly."""
 FALL, QUICKEST = 0.2, 300
 """Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
-of 300 to 800 steps (measured on the recipes)."""
-START = 0.01
-"""First γ, in ratios of gradients, for each factor e that the size has to fall by: what hardly has to fall would be
-below its path at once, and comes back slowly."""
+of 300 to 800 steps (measured on the recipes) …"""
+FAR = 2.0
+"""… if they fall by so many factors e or more; by fewer, it is longer by as much as they are fewer."""
+START, LEAST_WAY = 0.01, 0.1
+"""First γ, in ratios of gradients, for each factor e that the size has to fall by, and the least of these factors: what
+hardly has to fall would be below its path at once, and comes back slowly; at no γ at all it grows far above its path,
+and γ is too small to answer."""
 PROPORTIONAL, INTEGRAL = 3.0, 60.0
 """K_p, and K_i at the end of the run."""
 BELOW = 3.0
-"""K_i is so many times as large below the path, as it takes longer to grow than to shrink."""
+"""K_i is so many times as large below the target, as it takes longer to grow than to shrink. Not below a path that is
+above it: there is way to go still, and a γ that falls far there is too low when it has to hold the target."""
 STEEPEST = 0.5
 LOWEST, HIGHEST = 1e-6, 1.0
 """Bounds of γ, in ratios of gradients. At the upper one the size pulls as hard as the loss did at the start: in a run
@@ -133,7 +140,7 @@ class Budget:
         """
         self.first_bytes, self.last_step = max(size_bytes, 1.0), step
         self.gradient_ratio = gradient_ratio
-        self.gamma = max(START * self.way, LOWEST) * gradient_ratio
+        self.gamma = START * max(self.way, LEAST_WAY) * gradient_ratio
         self.error = math.log(size_bytes / self.path(step))
         return self.gamma
 
@@ -144,20 +151,21 @@ class Budget:
 
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
-        at, way = step / self.total_steps, math.log(self.first_bytes / self.target_bytes)
-        points = ((0.0, way), APPROACH, LANDING)
-        left = float(np.interp(at, [when for when, _ in points], [min(above, way) for _, above in points]))
+        at, way = step / self.total_steps, self.way
+        near = min(APPROACH[1], PART * way)
+        left = float(np.interp(at, (0.0, APPROACH[0], LANDING[0]), (way, near, LANDING[1])))
         if not self.even:
-            landing = APPROACH[1] * (LANDING[0] - at) / (LANDING[0] - APPROACH[0])
-            left = min(left, max(way * math.exp(-at / max(FALL, QUICKEST / self.total_steps)), landing))
+            landing = near * (LANDING[0] - at) / (LANDING[0] - APPROACH[0])
+            time_constant = max(FALL, QUICKEST / self.total_steps) * max(1.0, FAR / max(way, LEAST_WAY))
+            left = min(left, max(way * math.exp(-at / time_constant), landing))
         return self.target_bytes * math.exp(left)
 
     def update(self, step: int, size_bytes: float) -> float:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""
         error = math.log(max(size_bytes, 1.0) / self.path(step))
         passed = (step - self.last_step) / self.total_steps
-        urgency = max(step / self.total_steps, 1 / (1 + self.way))
-        integral = INTEGRAL * urgency * (1.0 if error > 0 else BELOW)
+        urgency = max(step / self.total_steps, 1 / (1 + self.way) ** 2)
+        integral = INTEGRAL * urgency * (BELOW if size_bytes < self.target_bytes else 1.0)
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
         gamma = self.gamma * math.exp(min(change, self.steepest))
         self.gamma = min(max(gamma, LOWEST * self.gradient_ratio), HIGHEST * self.gradient_ratio)

@@ -53,8 +53,9 @@ STATE_VERSION = 4
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 INITIAL_BITS = 8.0
-BITS_ABOVE = 2.5
-"""A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise."""
+BITS_ABOVE = 0.5
+"""A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise, and by
+little, as formats of many bits answer slowly."""
 ACTIVATION_GAMMA = 0.0003
 INT8_BITS = 7.999
 """Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""
