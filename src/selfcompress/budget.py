@@ -48,7 +48,7 @@ START, LEAST_WAY = 0.01, 0.1
 """First γ, in ratios of gradients, for each factor e that the size has to fall by, and the least of these factors: what
 hardly has to fall would be below its path at once, and comes back slowly; at no γ at all it grows far above its path,
 and γ is too small to answer."""
-PROPORTIONAL, INTEGRAL = 3.0, 60.0
+PROPORTIONAL, INTEGRAL = 6.0, 60.0
 """K_p, and K_i at the end of the run."""
 BELOW = 3.0
 """K_i is so many times as large below the target, as it takes longer to grow than to shrink. Not below a path that is
