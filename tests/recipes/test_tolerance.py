@@ -20,7 +20,7 @@ from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.starting import load_weights
 from selfcompress.reporting import Attempt, EpochRecord
 
-SMALL = Recipe(width=20, epochs=8, batch_size=160, lr=1e-2, augment=False, validation=300)
+SMALL = Recipe(width=20, epochs=6, batch_size=160, lr=1e-2, augment=False, validation=300)
 POINTS = 6.0
 
 
