@@ -36,9 +36,9 @@ APPROACH = (0.5, math.log(1.2))
 """Share of the run after which the path has come down to so many factors e above the target …"""
 PART = 0.3
 """… or to this part of the way where that is less, so that it does not leave the way to the end …"""
-LANDING = (0.875, 0.0)
-"""… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. It
-never rises: weights that have gone come back slowly."""
+LANDING = (0.875, math.log(1.01))
+"""… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. A
+little above, because what is below is lost. It never rises: weights that have gone come back slowly."""
 FALL, QUICKEST = 0.2, 300
 """Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
 of 300 to 800 steps (measured on the recipes) …"""
@@ -51,8 +51,8 @@ and γ is too small to answer."""
 PROPORTIONAL, INTEGRAL = 6.0, 60.0
 """K_p, and K_i at the end of the run."""
 BELOW = 3.0
-"""K_i is so many times as large below the target, as it takes longer to grow than to shrink. Not below a path that is
-above it: there is way to go still, and a γ that falls far there is too low when it has to hold the target."""
+"""K_i is so many times as large below the target, as it takes longer to grow than to shrink; between target and path in
+proportion. Far above the target there is way to go still, and a γ that falls far is too low when it has to hold it."""
 STEEPEST = 0.5
 LOWEST, HIGHEST = 1e-6, 1.0
 """Bounds of γ, in ratios of gradients. At the upper one the size pulls as hard as the loss did at the start: in a run
@@ -105,8 +105,8 @@ class Budget:
         target_bytes: size to end at, >= 1.
         total_steps: training steps of the run, >= 1.
         steepest: by so much ln γ rises at most from one update to the next; it falls as fast as it likes.
-        even: whether the path falls by the same factor in each step, however long the run: where states on the way are
-            wanted, or where what is above the path is taken away.
+        even: whether the path falls by the same factor in each step, however long the run, to the target itself: where
+            states on the way are wanted, or where what is above the path is taken away.
     """
 
     target_bytes: int
@@ -152,12 +152,13 @@ class Budget:
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
         at, way = step / self.total_steps, self.way
-        near = min(APPROACH[1], PART * way)
-        left = float(np.interp(at, (0.0, APPROACH[0], LANDING[0]), (way, near, LANDING[1])))
+        end = 0.0 if self.even else min(LANDING[1], way)
+        near = max(min(APPROACH[1], PART * way), end)
+        left = float(np.interp(at, (0.0, APPROACH[0], LANDING[0]), (way, near, end)))
         if not self.even:
-            landing = near * (LANDING[0] - at) / (LANDING[0] - APPROACH[0])
+            landing = near + (end - near) * (at - APPROACH[0]) / (LANDING[0] - APPROACH[0])
             time_constant = max(FALL, QUICKEST / self.total_steps) * max(1.0, FAR / max(way, LEAST_WAY))
-            left = min(left, max(way * math.exp(-at / time_constant), landing))
+            left = min(left, max(way * math.exp(-at / time_constant), landing, end))
         return self.target_bytes * math.exp(left)
 
     def update(self, step: int, size_bytes: float) -> float:
@@ -165,7 +166,8 @@ class Budget:
         error = math.log(max(size_bytes, 1.0) / self.path(step))
         passed = (step - self.last_step) / self.total_steps
         urgency = max(step / self.total_steps, 1 / (1 + self.way) ** 2)
-        integral = INTEGRAL * urgency * (BELOW if size_bytes < self.target_bytes else 1.0)
+        below = min(-error / max(math.log(self.path(step) / self.target_bytes), 1e-9), 1.0) if error < 0 else 0.0
+        integral = INTEGRAL * urgency * (1 + (BELOW - 1) * below)
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
         gamma = self.gamma * math.exp(min(change, self.steepest))
         self.gamma = min(max(gamma, LOWEST * self.gradient_ratio), HIGHEST * self.gradient_ratio)

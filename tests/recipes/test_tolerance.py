@@ -308,7 +308,7 @@ def test_a_branch_comes_down_from_its_state_to_the_size_between() -> None:
     branch = tolerance.branched(state, replace(SMALL, epochs=2), start)["compressor"]
     budget = Budget(**branch["budget"])
     assert budget.total_steps == branch["config"]["total_steps"] == 100
-    assert (budget.path(0), budget.path(100)) == (pytest.approx(3000), pytest.approx(2000))
+    assert (budget.path(0), budget.path(100)) == (pytest.approx(3000), pytest.approx(2020))  # a percent is trimmed
     assert (budget.gamma, budget.gradient_ratio) == (0.5, 2.0)
     beginning = tolerance.Start(tolerance.State(0, 9000, 0.9), 4000)
     of_beginning = tolerance.branched(state, replace(SMALL, epochs=2), beginning)["compressor"]
