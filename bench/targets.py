@@ -31,7 +31,7 @@ TASKS: dict[str, Recipe] = {
     "gpt": replace(default_recipe("text", "gpt"), epochs=8, anneal=0.6),
     "digits": default_recipe("digits"),
 }
-TARGETS = ("30 %", "10 %", "5 %", "2 %", "1 %")
+TARGETS = ("30 %", "10 %", "5 %", "2 %", "1 %", "0.5 %")
 GAMMAS: dict[str, tuple[float, ...]] = {
     "lenet-300-100": (0.01, 0.05, 0.2, 0.8, 3.0),
     "lenet5": (0.01, 0.05, 0.2, 1.0, 4.0),
