@@ -4,15 +4,14 @@ What is here: `parse_target` turns what a user says ("200 kB", "2 %", "0.5 bits/
 γ should be, told the size every so often. It knows nothing of networks: `steering.py` asks it, and `trimming.py` takes
 away the little that is over the target at the end.
 
-The path comes down as a network does at a fixed γ: exponentially in the logarithm of the size, until it is at the
-target while the learning rate, which usually falls there, can still answer. The time constant τ is a fifth of the run,
-in short runs so many steps, and longer for what has little way to go, as it is pulled at weakly:
+The path comes down as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of
+a fifth of the run, and longer for what is pulled at weakly, since it has little way to go; in a run that is too short
+for that by the same factor in each step of its first half. It never waits, but goes over into a line that is at 1.2
+times the target after half of the run, and at the target while the learning rate, which usually falls there, can still
+answer. γ follows a PI controller on the logarithms:
 
-    ln(path / target) ~ exp(-t / τ) - exp(-7/8 / τ)   (t: share of the run, up to 7/8)
-
-γ follows a PI controller on the logarithms:
-
-    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w))·e·dt   (w = ln(first size / target), at least 0)
+    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w)²)·e·dt
+    (t: share of the run; w = ln(first size / target), at least 0)
 
 The size answers γ with a slope of -1/2 to -3/4 in logarithms, and a delay of a few percent of a long run, but of a
 fifth of one of 1,400 steps (measured on the recipes). K_i grows with t, so that a network that is behind a steep path
@@ -33,15 +32,18 @@ from .errors import UsageError
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 """Bytes in each unit, by its name in lower case."""
 BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
-FALL, QUICKEST = 0.2, 400
-"""Time constant of the path, as a share of the run, and the least that it is in steps …"""
-FAR = 2.0
-"""… if the size has to fall by so many factors e or more; by fewer, it is longer by as much as they are fewer."""
-LANDING, ABOVE = 0.875, math.log(1.01)
-"""Share of the run after which the path has come down, while the learning rate can still answer, so that little is left
-to be trimmed; and by so many factors e above the target, because what is below it is lost."""
 APPROACH = (0.5, math.log(1.2))
-"""Share of the run after which an even path has come down to so many factors e above the target."""
+"""Share of the run after which the path has come down to so many factors e above the target …"""
+PART = 0.3
+"""… or to this part of the way where that is less, so that it does not leave the way to the end …"""
+LANDING = (0.875, math.log(1.01))
+"""… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. A
+little above, because what is below is lost. It never rises: weights that have gone come back slowly."""
+FALL, QUICKEST = 0.2, 300
+"""Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
+of 300 to 800 steps (measured on the recipes) …"""
+FAR = 2.0
+"""… if they fall by so many factors e or more; by fewer, it is longer by as much as they are fewer."""
 START, LEAST_WAY = 0.01, 0.1
 """First γ, in ratios of gradients, for each factor e that the size has to fall by, and the least of these factors: what
 hardly has to fall would be below its path at once, and comes back slowly; at no γ at all it grows far above its path,
@@ -150,21 +152,20 @@ class Budget:
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
         at, way = step / self.total_steps, self.way
-        if self.even:
-            points = ((0.0, way), APPROACH, (LANDING, 0.0))
-            left = float(np.interp(at, [when for when, _ in points], [min(above, way) for _, above in points]))
-        else:
+        end = 0.0 if self.even else min(LANDING[1], way)
+        near = max(min(APPROACH[1], PART * way), end)
+        left = float(np.interp(at, (0.0, APPROACH[0], LANDING[0]), (way, near, end)))
+        if not self.even:
+            landing = near + (end - near) * (at - APPROACH[0]) / (LANDING[0] - APPROACH[0])
             time_constant = max(FALL, QUICKEST / self.total_steps) * max(1.0, FAR / max(way, LEAST_WAY))
-            now, landed = math.exp(-min(at, LANDING) / time_constant), math.exp(-LANDING / time_constant)
-            end = min(ABOVE, way)
-            left = end + (way - end) * (now - landed) / (1 - landed)
+            left = min(left, max(way * math.exp(-at / time_constant), landing, end))
         return self.target_bytes * math.exp(left)
 
     def update(self, step: int, size_bytes: float) -> float:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""
         error = math.log(max(size_bytes, 1.0) / self.path(step))
         passed = (step - self.last_step) / self.total_steps
-        urgency = max(step / self.total_steps, 1 / (1 + self.way))
+        urgency = max(step / self.total_steps, 1 / (1 + self.way) ** 2)
         below = min(-error / max(math.log(self.path(step) / self.target_bytes), 1e-9), 1.0) if error < 0 else 0.0
         integral = INTEGRAL * urgency * (1 + (BELOW - 1) * below)
         change = PROPORTIONAL * (error - self.error) + integral * error * passed
