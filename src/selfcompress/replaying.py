@@ -53,7 +53,9 @@ class ReplayedStep:
         self.refused = ""
         self._last: object = None
         self._recording: _Recording | None = None
-        self._pool: Any = None
+        """The last one made, which lends its memory to the next …"""
+        self._valid = False
+        """… and whether it can still be replayed."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Do a step; returns the task's loss before it, a scalar without gradient."""
@@ -62,7 +64,7 @@ class ReplayedStep:
         if fixed is not None and fixed == self._last:
             loss = self._replay(batch)
         else:
-            self._recording = None
+            self._valid = False
         self._last = fixed
         if loss is None:
             self.optimizer.zero_grad()
@@ -96,12 +98,10 @@ class ReplayedStep:
 
     def _replay(self, batch: tuple[Tensor, ...]) -> Tensor | None:
         """Replay a step, recorded before or now; None if it cannot be recorded."""
-        if self._recording is None:
+        if self._recording is None or not self._valid:
             self.optimizer.zero_grad()  # gradients are made within the graph, at places of their own
-            # all graphs of a run take turns in the same memory: each with its own, they soon fill the device
-            self._pool = self._pool or torch.cuda.MemPool()
             try:
-                self._recording = _Recording(self._compute, batch, self._pool)
+                self._recording = _Recording(self._compute, batch, self._recording)
             except RuntimeError as error:  # torch's own kinds are of this one, too
                 self.refused = str(error).splitlines()[0]
                 warnings.warn(
@@ -109,7 +109,9 @@ class ReplayedStep:
                     f"not do. It is not replayed: {self.refused}",
                     stacklevel=3,
                 )
+                self._recording = None
                 return None
+            self._valid = True
         if self.compressor is not None:
             self.compressor.note_replay()
         self.replayed += 1
@@ -121,15 +123,19 @@ def _recordable(batch: tuple[Tensor, ...]) -> bool:
 
 
 class _Recording:
-    """A step as a CUDA graph, and the places where it finds its batch and leaves its loss."""
+    """A step as a CUDA graph, and the places where it finds its batch and leaves its loss.
 
-    def __init__(self, compute: Callable[..., Tensor], batch: tuple[Tensor, ...], pool: Any) -> None:
+    It takes over the memory of the one before it, which is not replayed again: each with its own, they would soon fill
+    the device. To be taken over, memory must still belong to a living graph.
+    """
+
+    def __init__(self, compute: Callable[..., Tensor], batch: tuple[Tensor, ...], before: "_Recording | None") -> None:
         self._batch = tuple(torch.empty_like(t) for t in batch)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            self._graph.capture_begin(pool=pool.id)
+            self._graph.capture_begin(*(() if before is None else (before._graph.pool(),)))
             try:
                 self._loss: Any = compute(*self._batch)
             finally:
