@@ -167,7 +167,7 @@ def test_a_path_never_waits_before_it_lands() -> None:
         sizes = [budget.path(step) for step in range(4_000, 8_800, 100)]
         assert times == 1.1 or all(a > b for a, b in pairwise(sizes))
         assert all(1_000 <= size <= 1_000 * times for size in sizes)
-        assert budget.path(5_000) <= 1_200
+        assert budget.path(5_000) < 1_200.1
         assert budget.path(8_750) == pytest.approx(1_010)
 
 
@@ -209,6 +209,23 @@ def test_gamma_falls_faster_the_nearer_to_the_target_it_is_below_the_path(
         return -math.log(gammas[-1] / gammas[0])
 
     assert change(-error) == pytest.approx(-times * change(error), rel=0.03)
+
+
+@pytest.mark.parametrize(("way", "total", "gain"), [(4.0, 10_000, 3.0), (4.0, 1_000, 4.5), (1.0, 10_000, 6.0)])
+def test_gamma_answers_a_change_more_strongly_where_the_path_is_slow(way: float, total: int, gain: float) -> None:
+    budget = Budget(1_000, total)
+    first = budget.start(0, 1_000 * math.exp(way), 1.0)
+    assert math.log(budget.update(1, budget.path(1) * 1.02) / first) == pytest.approx(gain * math.log(1.02), rel=0.01)
+
+
+@pytest.mark.parametrize(("way", "share"), [(4.0, 0.25), (0.25, 0.64)])
+def test_a_distance_from_the_path_counts_from_the_beginning_and_most_with_little_way_to_go(
+    way: float, share: float
+) -> None:
+    budget = Budget(1_000, 10_000)
+    budget.start(0, 1_000 * math.exp(way), 1.0)
+    gammas = [budget.update(step, math.exp(0.1) * budget.path(step)) for step in range(100, 700, 100)]
+    assert math.log(gammas[-1] / gammas[0]) == pytest.approx(60 * share * 0.1 * 0.05)
 
 
 def test_gamma_rises_by_steps_that_are_bounded_and_falls_to_a_floor() -> None:

@@ -7,15 +7,16 @@ away the little that is over the target at the end.
 The path comes down as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of
 a fifth of the run, and longer for what is pulled at weakly, since it has little way to go; in a run that is too short
 for that by the same factor in each step of its first half. It never waits, but goes over into a line that is at 1.2
-times the target after half of the run, and at the target while the learning rate, which usually falls there, can still
-answer. γ follows a PI controller on the logarithms:
+times the target after half of the run, and 1 % above the target while the learning rate, which usually falls there, can
+still answer. γ follows a PI controller on the logarithms:
 
-    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1 / (1 + w)²)·e·dt
+    e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1/4, 1 / (1 + w)²)·e·dt
     (t: share of the run; w = ln(first size / target), at least 0)
 
 The size answers γ with a slope of -1/2 to -3/4 in logarithms, and a delay of a few percent of a long run, but of a
-fifth of one of 1,400 steps (measured on the recipes). K_i grows with t, so that a network that is behind a steep path
-at first goes its own way: a γ that forces it onto the path rises to several times the one that holds it at the target
+fifth of one of 1,400 steps (measured on the recipes). K_p is as much larger as this delay, and with it the time
+constant of the path, is a larger share of the run. K_i grows with t, so that a network that is behind a steep path at
+first goes its own way: a γ that forces it onto the path rises to several times the one that holds it at the target
 later, and what that takes away does not come back. A path that hardly falls has no such beginning. γ starts at a small
 share of the ratio of the two gradients, of the loss and of the size, so that the scale of the loss does not matter.
 """
@@ -24,8 +25,6 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from .errors import UsageError
 
@@ -48,8 +47,11 @@ START, LEAST_WAY = 0.01, 0.1
 """First γ, in ratios of gradients, for each factor e that the size has to fall by, and the least of these factors: what
 hardly has to fall would be below its path at once, and comes back slowly; at no γ at all it grows far above its path,
 and γ is too small to answer."""
-PROPORTIONAL, INTEGRAL = 6.0, 60.0
-"""K_p, and K_i at the end of the run."""
+PROPORTIONAL = (15.0, 3.0, 6.0)
+"""K_p for each time constant of the path, as a share of the run, and its bounds. More than is needed does harm: γ falls
+while the size catches up with the path, and then has yet to rise to where it holds the size."""
+INTEGRAL, LEAST_URGENCY = 60.0, 0.25
+"""K_i at the end of the run, and the least share of it before."""
 BELOW = 3.0
 """K_i is so many times as large below the target, as it takes longer to grow than to shrink; between target and path in
 proportion. Far above the target there is way to go still, and a γ that falls far is too low when it has to hold it."""
@@ -149,26 +151,33 @@ class Budget:
         """By so many factors e the size has to fall in all."""
         return max(math.log(self.first_bytes / self.target_bytes), 0.0)
 
+    @property
+    def time_constant(self) -> float:
+        """That of the path where it falls exponentially, as a share of the run."""
+        return max(FALL, QUICKEST / self.total_steps) * max(1.0, FAR / max(self.way, LEAST_WAY))
+
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
         at, way = step / self.total_steps, self.way
         end = 0.0 if self.even else min(LANDING[1], way)
         near = max(min(APPROACH[1], PART * way), end)
-        left = float(np.interp(at, (0.0, APPROACH[0], LANDING[0]), (way, near, end)))
+        left = way - (way - near) * at / APPROACH[0]
         if not self.even:
-            landing = near + (end - near) * (at - APPROACH[0]) / (LANDING[0] - APPROACH[0])
-            time_constant = max(FALL, QUICKEST / self.total_steps) * max(1.0, FAR / max(way, LEAST_WAY))
-            left = min(left, max(way * math.exp(-at / time_constant), landing, end))
-        return self.target_bytes * math.exp(left)
+            left = min(left, way * math.exp(-at / self.time_constant))
+        landing = near - (near - end) * (at - APPROACH[0]) / (LANDING[0] - APPROACH[0])
+        return self.target_bytes * math.exp(max(left, landing, end))
 
     def update(self, step: int, size_bytes: float) -> float:
         """γ for the steps to come, after `step` steps, at a size of `size_bytes` now. To be called after `start`."""
-        error = math.log(max(size_bytes, 1.0) / self.path(step))
+        path = self.path(step)
+        error = math.log(max(size_bytes, 1.0) / path)
         passed = (step - self.last_step) / self.total_steps
-        urgency = max(step / self.total_steps, 1 / (1 + self.way) ** 2)
-        below = min(-error / max(math.log(self.path(step) / self.target_bytes), 1e-9), 1.0) if error < 0 else 0.0
+        urgency = max(step / self.total_steps, LEAST_URGENCY, 1 / (1 + self.way) ** 2)
+        below = min(-error / max(math.log(path / self.target_bytes), 1e-9), 1.0) if error < 0 else 0.0
         integral = INTEGRAL * urgency * (1 + (BELOW - 1) * below)
-        change = PROPORTIONAL * (error - self.error) + integral * error * passed
+        times, least, most = PROPORTIONAL
+        proportional = min(max(times * self.time_constant, least), most)
+        change = proportional * (error - self.error) + integral * error * passed
         gamma = self.gamma * math.exp(min(change, self.steepest))
         self.gamma = min(max(gamma, LOWEST * self.gradient_ratio), HIGHEST * self.gradient_ratio)
         self.error, self.last_step = error, step
