@@ -41,7 +41,7 @@ little above, because what is below is lost. It never rises: weights that have g
 FALL, QUICKEST = 0.2, 300
 """Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
 of 300 to 800 steps (measured on the recipes) …"""
-FAR = 2.0
+FAR = 3.0
 """… if they fall by so many factors e or more; by fewer, it is longer by as much as they are fewer."""
 START, LEAST_WAY = 0.01, 0.1
 """First γ, in ratios of gradients, for each factor e that the size has to fall by, and the least of these factors: what
