@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_the_file_has_97_to_100_percent_of_the_target(share: float, tmp_path: Pa
     compressor = SelfCompressor(model, (torch.randn(2, 20),), target=target_of(share), total_steps=STEPS)
     assert compressor.target_bytes == wanted
     right = run(compressor)
+    assert compressor.unmet == ()
     size = sc.save(model, tmp_path / "net.scn")
     assert 0.97 * wanted <= size <= wanted
     assert size == (tmp_path / "net.scn").stat().st_size
@@ -115,12 +117,18 @@ def test_the_target_holds_even_if_the_learning_rate_never_falls_and_the_run_is_s
     compressor = SelfCompressor(model, (torch.randn(2, 20),), target=3_000, total_steps=30)
     optimizer = torch.optim.Adam(compressor.param_groups(lr=1e-3))
     for x, y in itertools.islice(data(), 30):
+        before = len(pack(model))
+        assert compressor.unmet == ()
         optimizer.zero_grad()
         (F.cross_entropy(model(x), y) + compressor.penalty()).backward()
         optimizer.step()
         report = compressor.step(optimizer)
-    assert len(pack(model)) <= 3_000
+    assert len(pack(model)) <= 3_000 < before
     assert "towards zero to meet the target" in str(report)
+    (line,) = compressor.unmet
+    found = re.search(r"not met by training, which came to ([\d.]+) times it: .* last of 30 steps", line)
+    assert found
+    assert float(found[1]) == pytest.approx(before / 3_000, rel=0.05)
 
 
 def test_a_run_that_is_too_short_for_its_target_ends_as_a_network(tmp_path: Path) -> None:

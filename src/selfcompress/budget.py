@@ -124,6 +124,8 @@ class Budget:
     error: float = 0.0
     """ln(size / path) at the last update."""
     last_step: int = 0
+    left_over: float = 0.0
+    """Largest size, in targets, that was trimmed at the end."""
 
     @property
     def started(self) -> bool:

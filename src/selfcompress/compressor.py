@@ -379,8 +379,10 @@ class SelfCompressor:
 
     @property
     def unmet(self) -> tuple[str, ...]:
-        """After the last step, a line for each target of a cost that was not met."""
-        return self._prices.unmet if self._prices else ()
+        """After the last step, a line for each target of a cost that was not met, and for a size that training was far
+        from, so that much had to be taken away at once."""
+        of_size = self._steering.unmet if self._steering else ()
+        return (*of_size, *(self._prices.unmet if self._prices else ()))
 
     @property
     def prices(self) -> dict[Cost, float]:
@@ -647,7 +649,7 @@ class SelfCompressor:
         self._check_finite()
         size = self._priced_bytes() if fitted else self._size_now()
         self.gamma = steering.update(self._steps, size, lambda: self._bits() / self.weights_total)
-        trimmed = steering.trim(self._steps, self._size_now, lambda: len(pack(self.model)))
+        trimmed = steering.trim(self._steps, size, self._size_now, lambda: len(pack(self.model)))
         if trimmed and self.rate == "code-length":
             self._refresh()
         return (f"{trimmed} weights moved one level towards zero to meet the target",) if trimmed else ()

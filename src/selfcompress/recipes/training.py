@@ -103,7 +103,7 @@ class Result:
     machine: dict[str, str]
     versions: dict[str, str]
     unmet: tuple[str, ...] = ()
-    """A line for each target of a cost that was not met."""
+    """What training did not come to of its targets; see `SelfCompressor.unmet`."""
 
 
 def train(
