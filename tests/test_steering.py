@@ -126,7 +126,7 @@ def test_the_target_holds_even_if_the_learning_rate_never_falls_and_the_run_is_s
     assert len(pack(model)) <= 3_000 < before
     assert "towards zero to meet the target" in str(report)
     (line,) = compressor.unmet
-    found = re.search(r"not met by training, which came to ([\d.]+) times it: .* last of 30 steps", line)
+    found = re.search(r"not met by training, which came to ([\d.]+) times it: .* end of 30 steps", line)
     assert found
     assert float(found[1]) == pytest.approx(before / 3_000, rel=0.05)
 

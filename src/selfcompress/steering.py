@@ -26,8 +26,8 @@ TRIMMING = 0.97
 TRIMMED = 0.995
 """Down to this share of the target, because the size that is looked at until the last step is an estimate."""
 TOO_MUCH = 1.1
-"""Size, in targets, from which on trimming costs accuracy that is worth a word: 8 to 10 % cost little, 17 % cost
-ResNet-9 six points."""
+"""Size, in targets, from which on trimming is worth a word: up to a tenth training mostly makes up for, more is a sign
+that the run was too short."""
 
 
 class Steering:
@@ -103,13 +103,13 @@ class Steering:
 
     @property
     def unmet(self) -> tuple[str, ...]:
-        """Once levels have been taken away, a line where these were more than can be without loss."""
+        """Once levels have been taken away, a line where these were so many that accuracy is likely to suffer."""
         if self.budget.left_over <= TOO_MUCH:
             return ()
         times, steps = self.budget.left_over, self.budget.total_steps
         return (
             f"the target of size was not met by training, which came to {times:.2f} times it: the rest was taken away "
-            f"in the last of {steps:,} steps, which costs accuracy that more epochs would keep",
+            f"at the end of {steps:,} steps, and accuracy with it; more epochs or a larger target leave less to take",
         )
 
 
