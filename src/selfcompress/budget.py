@@ -41,8 +41,8 @@ little above, because what is below is lost. It never rises: weights that have g
 FALL, QUICKEST = 0.2, 300
 """Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
 of 300 to 800 steps (measured on the recipes) …"""
-FAR = 3.0
-"""… if they fall by so many factors e or more; by fewer, it is longer by as much as they are fewer."""
+FAR = 2.2
+"""… if they fall by so many factors e or more; by fewer, it is longer by the square of how much fewer they are."""
 START, LEAST_WAY = 0.01, 0.1
 """First γ, in ratios of gradients, for each factor e that the size has to fall by, and the least of these factors: what
 hardly has to fall would be below its path at once, and comes back slowly; at no γ at all it grows far above its path,
@@ -157,7 +157,8 @@ class Budget:
     @property
     def time_constant(self) -> float:
         """That of the path where it falls exponentially, as a share of the run."""
-        return max(FALL, QUICKEST / self.total_steps) * max(1.0, FAR / max(self.way, LEAST_WAY))
+        longer = max(1.0, FAR / max(self.way, LEAST_WAY)) ** 2
+        return max(FALL, QUICKEST / self.total_steps) * longer
 
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
