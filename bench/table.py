@@ -58,7 +58,7 @@ def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
             own = settings.removeprefix("-").split("-") if settings else []
             target = record["recipe"].get("target")
             shown = [f"target {target}" if part.startswith("target") else part for part in own]
-            said = ", ".join(shown).replace("gamma", "γ = ").replace("epochs", "epochs ")
+            said = ", ".join(shown).replace("gamma", "γ = ").replace("epochs", "epochs ").replace("settle", "settle ")
             found.append((said, record))
     return sorted(found, key=lambda row: row[0])
 
@@ -97,9 +97,9 @@ def trainings() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     note = (
-        "Mean ± standard deviation over n seeds, of the loaded file, on the test set. All rows of a task have the\n"
-        "same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-accumulates for one image, or\n"
-        "for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file; above\n"
+        "Mean ± standard deviation over n seeds, of the loaded file, on the test set. Unless a row says its\n"
+        "own, all of a task have the same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-\n"
+        "accumulates for one image, or for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file; above\n"
         "100 % where the file was written anew since, with a shorter header. Commands, all seeds and versions:\n"
         "`bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,19 @@ def test_part_of_a_run_is_its_beginning(finished: tuple[Path, training.Result], 
     assert (tmp_path / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
 
 
+def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
+    recipe = replace(FIRST, epochs=3, gamma=0.1, settle=2 / 3)
+    states = []
+    for epochs in (1, 2, 3):
+        training.train_part(recipe, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
+        states.append(training.read_checkpoint(tmp_path / training.CHECKPOINT)["compressor"]["model"])
+    moved = [{name for name in now if not torch.equal(now[name], before[name])} for before, now in pairwise(states)]
+    exponents = {name for name in states[0] if name.endswith(".exponent")}
+    weights = {name for name in states[0] if name.endswith(".original")}
+    assert moved[0] > exponents | weights
+    assert moved[1] == weights
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_layers_compute_in_the_precision_asked_for_in_training_and_in_float_when_scored(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -520,6 +534,7 @@ def test_gamma_rises_linearly_and_stays() -> None:
         {"batch_size": 0},
         {"lr": 0.0},
         {"anneal": 1.5},
+        {"settle": -0.5},
         {"optimizer": "adagrad"},
         {"rate": "bytes"},
         {"grid": "hex"},

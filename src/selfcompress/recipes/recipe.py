@@ -74,6 +74,8 @@ class Recipe:
     """Share of each label that is spread over all classes, 0 … 1."""
     anneal: float = 0.4
     """Share of the run, at its end, in which the learning rate falls along a cosine to a hundredth; constant before."""
+    settle: float = 1.0
+    """Share of the run after which number formats stay as they are, so that weights settle on a fixed grid; 1 never."""
     gamma_warmup: float = 0.0
     """Share of the run, at its start, in which gamma rises linearly from zero."""
     augment: bool = True
@@ -117,6 +119,7 @@ class Recipe:
             "weight_decay": (0 <= self.weight_decay < float("inf"), "a number >= 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "a number of 0 … 1"),
             "anneal": (0 <= self.anneal <= 1, "a number of 0 … 1"),
+            "settle": (0 <= self.settle <= 1, "a number of 0 … 1"),
             "gamma_warmup": (0 <= self.gamma_warmup <= 1, "a number of 0 … 1"),
             "cutout": (self.cutout >= 0, "a whole number >= 0"),
             "precision": (self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
