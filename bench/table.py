@@ -97,11 +97,11 @@ def trainings() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     note = (
-        "Mean ± standard deviation over n seeds, of the loaded file, on the test set. Unless a row says its\n"
-        "own, all of a task have the same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs: multiply-\n"
-        "accumulates for one image, or for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file; above\n"
-        "100 % where the file was written anew since, with a shorter header. Commands, all seeds and versions:\n"
-        "`bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
+        "Mean ± standard deviation over n seeds, of the loaded file, on the test set. Unless a row says its own,\n"
+        "all of a task have the same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs:\n"
+        "multiply-accumulates for one image, or for 128 characters. Loss said: bytes that the loss charged for at\n"
+        "the end, over those of the file; above 100 % where the file was written anew since, with a shorter header.\n"
+        "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
 
