@@ -192,6 +192,31 @@ def test_what_cannot_be_recorded_is_said_once_and_runs_as_it_is_written(monkeypa
     assert step.replayed == 0
 
 
+def test_where_memory_cannot_be_handed_on_each_recording_has_its_own(
+    rerun: type[Rerun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    class Alone(rerun):  # type: ignore[misc,valid-type]
+        def __init__(self, compute: Any, batch: Any, before: Any) -> None:
+            given.append(before)
+            if before is not None:
+                raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+            type(self).made = 0  # so that it expects none
+            super().__init__(compute, batch, before)
+
+    monkeypatch.setattr(replaying, "_Recording", Alone)
+    _, written_out, optimizer = compressing(gamma=1.0)
+    losses = [by_hand(written_out, optimizer, x, y) for x, y in batches(40)]
+    model, compressor, optimizer = compressing(gamma=1.0)
+    step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), compressor)
+    assert [float(step(x, y)) for x, y in batches(40)] == losses
+    assert not step.refused
+    assert len(given) > 3
+    assert sum(before is not None for before in given) == 1  # tried once, and not again
+    assert step.replayed > 10
+
+
 def test_on_a_cpu_nothing_is_recorded() -> None:
     model, compressor, optimizer = compressing(gamma=1.0)
     step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), compressor)

@@ -56,6 +56,8 @@ class ReplayedStep:
         """The last one made, which lends its memory to the next …"""
         self._valid = False
         """… and whether it can still be replayed."""
+        self._lends = True
+        """Whether memory of a graph can be handed on here."""
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Do a step; returns the task's loss before it, a scalar without gradient."""
@@ -101,7 +103,7 @@ class ReplayedStep:
         if self._recording is None or not self._valid:
             self.optimizer.zero_grad()  # gradients are made within the graph, at places of their own
             try:
-                self._recording = _Recording(self._compute, batch, self._recording)
+                self._recording = self._record(batch)
             except RuntimeError as error:  # torch's own kinds are of this one, too
                 self.refused = str(error).splitlines()[0]
                 warnings.warn(
@@ -109,13 +111,26 @@ class ReplayedStep:
                     f"not do. It is not replayed: {self.refused}",
                     stacklevel=3,
                 )
-                self._recording = None
                 return None
             self._valid = True
         if self.compressor is not None:
             self.compressor.note_replay()
         self.replayed += 1
         return self._recording.replay(batch)
+
+    def _record(self, batch: tuple[Tensor, ...]) -> "_Recording":
+        """A new recording, in the memory of the last if that is possible. Raises `RuntimeError`."""
+        before, self._recording = self._recording, None
+        if before is not None and self._lends:
+            try:
+                return _Recording(self._compute, batch, before)
+            except RuntimeError:  # of that memory, perhaps, and not of the step: so once more without
+                self._lends = False
+                self.optimizer.zero_grad()
+        del before
+        if not self._lends:
+            torch.cuda.empty_cache()  # or the memory of all graphs that have gone is kept until there is none left
+        return _Recording(self._compute, batch, None)
 
 
 def _recordable(batch: tuple[Tensor, ...]) -> bool:
