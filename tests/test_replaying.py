@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 import selfcompress as sc
 from selfcompress import replaying
+from selfcompress.axes import Axes
+from selfcompress.latency_table import LatencyTable, LayerTimes
+from selfcompress.workload import find_workload
 
 
 class Rerun:
@@ -215,6 +218,39 @@ def test_where_memory_cannot_be_handed_on_each_recording_has_its_own(
     assert len(given) > 3
     assert sum(before is not None for before in given) == 1  # tried once, and not again
     assert step.replayed > 10
+
+
+LAYER_TIMES = LayerTimes((1, 8, 999), (1, 8, 999), ((1e-6, 2e-6, 9e-6), (2e-6, 4e-6, 2e-5), (9e-6, 2e-5, 2e-4)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gamma": 3.0},
+        *({"gamma": 3.0, "costs": {cost: 0.1}} for cost in sc.costs.KNOWN),
+        {"gamma": 3.0, "costs": "latency"},
+        {"gamma": 0.5, "rate": "bit-depth", "coupled": True, "costs": {sc.Macs(): 0.1}},
+        {"gamma": 1.0, "activation_bits": 6.0},
+    ],
+    ids=str,
+)
+def test_what_is_recorded_looks_at_no_number(options: dict[str, Any]) -> None:
+    """A graph cannot: and torch's own gradients may, as that of `prod` does. The profiler sees all that torch calls."""
+    if options.get("costs") == "latency":
+        uses = find_workload(network(), Axes((), ()), (torch.randn(2, 1, 8, 8),)).uses
+        table = LatencyTable({use.operator: LAYER_TIMES for use in uses}, 1e-6, 1.0, "torch", 1, 1)
+        options = options | {"costs": {sc.Latency(table): 0.1}}
+    model, compressor, _ = compressing(**options)
+    optimizer = torch.optim.SGD(compressor.param_groups(lr=0.02))  # those of Adam are another matter, `capturable`
+    for x, y in batches(3):
+        optimizer.zero_grad()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            (F.cross_entropy(model(x), y) + compressor.penalty()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        compressor.step(optimizer)
+    called = {event.key for event in profiled.key_averages()}
+    assert "aten::mul" in called  # it has seen something
+    assert not called & {f"aten::{name}" for name in ("item", "_local_scalar_dense", "is_nonzero", "nonzero")}
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:

@@ -7,13 +7,14 @@ numbers of channels, so that they have a gradient.
 import json
 import math
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .container import write_file
@@ -36,21 +37,43 @@ class LayerTimes:
     """For each number of input channels, for each number of output channels."""
 
     def at(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Seconds at these widths (scalars, >= 1; fractions have a meaning); differentiable in both."""
-        i, x = _cell(self.inputs, inputs)
-        j, y = _cell(self.outputs, outputs)
-        fewer, more = self.seconds[i], self.seconds[min(i + 1, len(self.inputs) - 1)]
-        beside = min(j + 1, len(self.outputs) - 1)
-        return (1 - x) * ((1 - y) * fewer[j] + y * fewer[beside]) + x * ((1 - y) * more[j] + y * more[beside])
+        """Seconds at these widths (scalars, >= 1; fractions have a meaning); differentiable in both.
+
+        No number is looked at on the way, so that a step with them can be recorded.
+        """
+        (of_inputs, of_outputs), seconds = self._tensors(inputs.dtype, inputs.device)
+        i, x = _cell(of_inputs, self.inputs, inputs)
+        j, y = _cell(of_outputs, self.outputs, outputs)
+        across, down = (0 if len(grid) == 1 else 1 for grid in (self.outputs, self.inputs))
+        fewer = i * len(self.outputs) + j
+        more = fewer + down * len(self.outputs)
+        a, b, c, d = (seconds.take(place) for place in (fewer, fewer + across, more, more + across))
+        return (1 - x) * ((1 - y) * a + y * b) + x * ((1 - y) * c + y * d)
+
+    def _tensors(self, dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Both grids, and the times row by row: brought to a device once."""
+        key = dtype, device
+        if key not in self._brought:
+            grids, times = (self.inputs, self.outputs), [value for row in self.seconds for value in row]
+            self._brought[key] = (
+                [torch.tensor(grid, dtype=dtype, device=device) for grid in grids],
+                torch.tensor(times, dtype=dtype, device=device),
+            )
+        return self._brought[key]
+
+    @cached_property
+    def _brought(self) -> dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], Tensor]]:
+        return {}
 
 
-def _cell(grid: Sequence[int], width: Tensor) -> tuple[int, Tensor]:
-    """The number of the cell of a grid that a width is in, and where in it, 0 … 1."""
-    if len(grid) == 1:
-        return 0, width.new_zeros(())
-    width = width.clamp(grid[0], grid[-1])
-    number = min(bisect_right(grid, float(width.detach())), len(grid) - 1) - 1
-    return number, (width - grid[number]) / (grid[number + 1] - grid[number])
+def _cell(grid: Tensor, bounds: Sequence[int], width: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of the cell of a grid that a width is in, and where in it, 0 … 1; `bounds` are the grid's numbers."""
+    if len(bounds) == 1:
+        return torch.zeros((), dtype=torch.long, device=width.device), width.new_zeros(())
+    width = width.clamp(bounds[0], bounds[-1])
+    number = (torch.bucketize(width.detach(), grid, right=True) - 1).clamp(max=len(bounds) - 2)
+    low, high = grid.take(number), grid.take(number + 1)
+    return number, (width - low) / (high - low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +105,7 @@ class LatencyTable:
             "machine": self.machine,
             "constant_s": self.constant_s,
             "factor": self.factor,
-            "layers": [{"operator": operator.to_dict(), **vars(times)} for operator, times in self.layers.items()],
+            "layers": [{"operator": operator.to_dict(), **asdict(times)} for operator, times in self.layers.items()],
         }
         write_file(path, (json.dumps(values) + "\n").encode())
 

@@ -8,6 +8,7 @@ else has changed that a step is made of. Steps in between, and all steps on othe
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -153,8 +154,11 @@ class _Recording:
             self._graph.capture_begin(*(() if before is None else (before._graph.pool(),)))
             try:
                 self._loss: Any = compute(*self._batch)
-            finally:
-                self._graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # that it was broken off, which hides why
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
 
     def replay(self, batch: tuple[Tensor, ...]) -> Tensor:
         for place, tensor in zip(self._batch, batch, strict=True):

@@ -13,7 +13,7 @@ is pulled.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class Widths:
     @cached_property
     def entries(self) -> Tensor:
         """(weights,) number of entries of each weight."""
-        return self.lengths.prod(1)
+        # torch's gradient of `prod` looks for zeros on the way, which a recorded step must not
+        return reduce(torch.mul, self.lengths.unbind(1))
 
     @cached_property
     def entry_bits(self) -> Tensor:
