@@ -25,6 +25,10 @@ NETWORKS = {
     "lenet5": "MNIST, LeNet-5 (20-50-500)",
     "conv5": "MNIST, five convolutions",
     "resnet9": "CIFAR-10, ResNet-9 of width 16",
+    "resnet9-full": "CIFAR-10, ResNet-9 of 6.6 million weights",
+    "resnet20": "CIFAR-10, ResNet-20",
+    "resnet20-wide": "CIFAR-10, ResNet-20, four times as wide",
+    "vgg16": "CIFAR-10, VGG-16",
     "gpt": "tiny shakespeare, GPT of 4 layers",
 }
 METHODS = {
@@ -49,17 +53,21 @@ def quality(network: str, record: dict[str, Any]) -> str:
 
 
 def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
-    """The records of a method, with the settings that each has of its own, the usual ones first."""
+    """The records of a method, with the settings that each has of its own, the usual ones first.
+
+    A row that is named by its target only, such as `resnet9-full-1%`, is of code length.
+    """
     prefix, found = f"{network}-{method}", []
-    for path in sorted(RECORDS.glob(f"{prefix}*.json")):
-        settings = path.stem.removeprefix(prefix)
-        if not settings or settings.startswith("-"):
-            record = json.loads(path.read_text())
-            own = settings.removeprefix("-").split("-") if settings else []
-            target = record["recipe"].get("target")
-            shown = [f"target {target}" if part.startswith("target") else part for part in own]
-            said = ", ".join(shown).replace("gamma", "γ = ").replace("epochs", "epochs ").replace("settle", "settle ")
-            found.append((said, record))
+    paths = [p for p in RECORDS.glob(f"{prefix}*.json") if p.stem == prefix or p.stem.startswith(f"{prefix}-")]
+    if method == "code-length":
+        paths += RECORDS.glob(f"{network}-[0-9]*.json")
+    for path in sorted(paths):
+        record, settings = json.loads(path.read_text()), path.stem.removeprefix(network).removeprefix(f"-{method}")
+        own = settings.removeprefix("-").split("-") if settings else []
+        target = record["recipe"].get("target")
+        shown = [f"target {target}" if part[:6] == "target" or part[:1].isdigit() else part for part in own]
+        said = ", ".join(shown).replace("gamma", "γ = ").replace("epochs", "epochs ").replace("settle", "settle ")
+        found.append((said, record))
     return sorted(found, key=lambda row: row[0])
 
 
@@ -98,7 +106,7 @@ def trainings() -> str:
     ]
     note = (
         "Mean ± standard deviation over n seeds, of the loaded file, on the test set. Unless a row says its own,\n"
-        "all of a task have the same epochs (40, 25, 15, 10 and 8), schedule and augmentation. MACs:\n"
+        "all of a task have the same epochs (40, 25, 15, 10, 100 and 8), schedule and augmentation. MACs:\n"
         "multiply-accumulates for one image, or for 128 characters. Loss said: bytes that the loss charged for at\n"
         "the end, over those of the file; above 100 % where the file was written anew since, with a shorter header.\n"
         "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
