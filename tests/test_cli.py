@@ -65,7 +65,8 @@ def start(*arguments: object, environment: dict[str, str] | None = None) -> subp
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with its baseline."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    result = call("train", *SHORT, "--gamma", "0.5", "--seed", "3", "--baseline", "--out", folder)
+    options = ["--gamma", "0.5", "--seed", "3", "--settle", "0.75", "--baseline"]
+    result = call("train", *SHORT, *options, "--out", folder)
     assert result.exit_code == 0, result.output
     return folder
 
@@ -75,6 +76,7 @@ def test_train_leaves_a_file_its_record_and_a_plot(run: Path) -> None:
     assert names == {"net.scn", "metrics.jsonl", "result.json", "checkpoint.pt", "run.png", "float"}
     recipe = json.loads((run / "result.json").read_text())["recipe"]
     assert (recipe["gamma"], recipe["seed"], recipe["epochs"], recipe["width"]) == (0.5, 3, 2, 30)
+    assert recipe["settle"] == 0.75
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert (run / "float" / "net.f32").stat().st_size == json.loads((run / "result.json").read_text())["summary"][
         "float_bytes"
@@ -189,6 +191,7 @@ def test_a_second_run_does_not_overwrite_the_first(run: Path) -> None:
         (["--grid", "hex"], "`hex`"),
         (["--gamma", "-1"], "`-1.0`"),
         (["--epochs", "0"], "`0`"),
+        (["--settle", "2"], "`settle`"),
         (["--validation", "5000"], "validation"),
         (["--device", "abacus"], "`abacus`"),
         (["--data", "mnist"], "data"),

@@ -292,6 +292,13 @@ def train_command(
     label_smoothing: Annotated[
         float | None, typer.Option(help="Share of each label that is spread over all classes.", rich_help_panel=HOW)
     ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the run after which number formats stay as they are. [default: 1, never]",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     augment: Annotated[
         bool | None,
         typer.Option("--augment/--no-augment", help="Vary the training examples: move, mirror.", rich_help_panel=HOW),
@@ -366,6 +373,7 @@ def train_command(
         "lr": lr,
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
+        "settle": settle,
         "augment": augment,
         "cutout": cutout,
         "precision": precision,
