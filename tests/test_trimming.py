@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from selfcompress import SelfCompressor
 from selfcompress.fitting import fit_levels
 from selfcompress.packing import pack
 from selfcompress.rate import PriceTable
-from selfcompress.trimming import trim
+from selfcompress.trimming import least, trim
 
 
 def layer(weight: Tensor, **options: str) -> SelfCompressor:
@@ -62,6 +64,34 @@ def test_the_levels_that_go_are_those_with_the_least_error_for_a_bit(taken: int)
     lowered = levels.abs() - tensor.levels().abs()
     assert {(int(i), int(j)) for i, j in lowered.nonzero()} == set(best)
     assert lowered.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [
+        (lambda number, root: root - number, 8),
+        (lambda number, root: math.exp(-number / 6e5) - math.exp(-root / 6e5), 10),
+        (lambda number, root: float(math.ceil((root - number) / 500)), 22),
+        (lambda number, root: 1.0 if number < root else -1e-9, 22),
+    ],
+    ids=["straight", "bent", "steps", "cliff"],
+)
+def test_the_least_that_fits_is_found_in_few_questions(shape: Callable[[int, float], float], most: int) -> None:
+    """21 are those of a bisection."""
+    randoms = random.Random(0)
+    for count in (1, 2, 3, 10, 1000, 1_700_000):
+        for root in (1e-3, *(randoms.uniform(0, count) for _ in range(20)), count - 1e-3):
+            asked: list[int] = []
+
+            def excess(number: int, root: float = root, asked: list[int] = asked) -> float:
+                asked.append(number)
+                return shape(number, root)
+
+            found = least(excess, count, shape(0, root), shape(count, root))
+            assert shape(found, root) <= 0 < shape(found - 1, root)
+            assert len(asked) <= math.ceil(math.log2(count)) + 1
+            assert len(asked) <= most or not 1 < root < count - 1
+            assert all(0 < number < count for number in asked)
 
 
 def test_where_one_level_less_is_not_enough_steps_grow() -> None:
