@@ -41,6 +41,8 @@ METHODS = {
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
 }
+SETTINGS = {"gamma": "γ = ", "epochs": "epochs ", "settle": "settle ", "hold": "hold "}
+"""What a setting in the name of a row is called in the table."""
 
 
 def pair(values: dict[str, float], digits: int) -> str:
@@ -66,7 +68,9 @@ def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
         own = settings.removeprefix("-").split("-") if settings else []
         target = record["recipe"].get("target")
         shown = [f"target {target}" if part[:6] == "target" or part[:1].isdigit() else part for part in own]
-        said = ", ".join(shown).replace("gamma", "γ = ").replace("epochs", "epochs ").replace("settle", "settle ")
+        said = ", ".join(shown)
+        for name, words in SETTINGS.items():
+            said = said.replace(name, words)
         found.append((said, record))
     return sorted(found, key=lambda row: row[0])
 

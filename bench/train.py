@@ -86,7 +86,7 @@ FULL: dict[str, Recipe] = {
 }
 SETTINGS = (
     "gamma", "target", "epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "cutout", "anneal", "settle",
-    "teacher",
+    "hold", "teacher",
 )  # fmt: skip
 """Fields of a recipe that a row may be given other values of."""
 
@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cutout", type=int)
     parser.add_argument("--anneal", type=float)
     parser.add_argument("--settle", type=float)
+    parser.add_argument("--hold", type=float)
     parser.add_argument("--teacher", help="folder of a float run to learn from")
     parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)

@@ -14,7 +14,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("operators", "activations"),
     ("axes",),
     ("converting", "shrinking", "budget", "capturing", "interpreting"),
-    ("packing", "sites", "trial", "trimming", "workload"),
+    ("packing", "sites", "trial", "trimming", "holding", "workload"),
     ("steering", "latency_table", "widths"),
     ("costs", "thinning"),
     ("pricing",),

@@ -65,7 +65,7 @@ def start(*arguments: object, environment: dict[str, str] | None = None) -> subp
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with its baseline."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    options = ["--gamma", "0.5", "--seed", "3", "--settle", "0.75", "--baseline"]
+    options = ["--gamma", "0.5", "--seed", "3", "--settle", "0.75", "--hold", "0.9", "--baseline"]
     result = call("train", *SHORT, *options, "--out", folder)
     assert result.exit_code == 0, result.output
     return folder
@@ -76,7 +76,7 @@ def test_train_leaves_a_file_its_record_and_a_plot(run: Path) -> None:
     assert names == {"net.scn", "metrics.jsonl", "result.json", "checkpoint.pt", "run.png", "float"}
     recipe = json.loads((run / "result.json").read_text())["recipe"]
     assert (recipe["gamma"], recipe["seed"], recipe["epochs"], recipe["width"]) == (0.5, 3, 2, 30)
-    assert recipe["settle"] == 0.75
+    assert (recipe["settle"], recipe["hold"]) == (0.75, 0.9)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert (run / "float" / "net.f32").stat().st_size == json.loads((run / "result.json").read_text())["summary"][
         "float_bytes"

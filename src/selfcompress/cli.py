@@ -299,6 +299,13 @@ def train_command(
             rich_help_panel=HOW,
         ),
     ] = None,
+    hold: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the run after which weights that flip between two levels are held. [default: 1, never]",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     augment: Annotated[
         bool | None,
         typer.Option("--augment/--no-augment", help="Vary the training examples: move, mirror.", rich_help_panel=HOW),
@@ -374,6 +381,7 @@ def train_command(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "settle": settle,
+        "hold": hold,
         "augment": augment,
         "cutout": cutout,
         "precision": precision,

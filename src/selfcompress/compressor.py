@@ -38,6 +38,7 @@ from .copies import meta_copy
 from .costs import Cost, Targets, parse_targets
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .fitting import context_bits, fit_levels, side_bits
+from .holding import Holding
 from .packing import contents_of, pack
 from .pricing import Prices, plan_prices
 from .quantizer import GRIDS, MAX_BITS, Grid
@@ -49,7 +50,7 @@ from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
-STATE_VERSION = 4
+STATE_VERSION = 5
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 INITIAL_BITS = 8.0
@@ -242,6 +243,7 @@ class SelfCompressor:
         self._factor = torch.zeros((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         self.gamma = first_gamma
         self._steering = self._steered(budget) if budget else None
+        self._holding: Holding | None = None
         self._prices = pricing and Prices(
             pricing,
             model,
@@ -290,8 +292,7 @@ class SelfCompressor:
             Three groups: compressed weights, other parameters, formats. Together all parameters of the model.
         """
         weights = [c.original for c in self._weights]
-        formats = [p for c in self.compressed for p in (c.quantizer.bits, c.quantizer.exponent)]
-        formats += self.activations.parameters()
+        formats = self._formats()
         taken = {id(p) for p in (*weights, *formats)}
         others = [p for p in self.model.parameters() if id(p) not in taken]
         published = self.rate == "bit-depth"
@@ -306,6 +307,10 @@ class SelfCompressor:
             for group, eps in zip(groups, (1e-5, 1e-5, 1e-3), strict=True):
                 group["eps"] = eps
         return [group for group in groups if group["params"]]
+
+    def _formats(self) -> list[nn.Parameter]:
+        formats = [p for c in self.compressed for p in (c.quantizer.bits, c.quantizer.exponent)]
+        return [*formats, *self.activations.parameters()]
 
     def penalty(self) -> Tensor:
         """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
@@ -327,7 +332,7 @@ class SelfCompressor:
             if self._prices:
                 penalty = penalty + self._prices.penalty()
         self._priced = True
-        if self.gamma == 0 and not self._prices:
+        if (self.gamma == 0 and not self._prices) or not penalty.requires_grad:
             self._backpropagated = True  # nothing to go back
         if penalty.requires_grad:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
@@ -425,12 +430,15 @@ class SelfCompressor:
             bits: list[Tensor] = [c.quantizer.bits for c in self.compressed]
             torch._foreach_clamp_min_(bits, 0.0)
             torch._foreach_clamp_max_(bits, self._most_bits)
+        if self._holding is not None:
+            self._holding.step()
         self.activations.keep_in_range()
         if len(self.activations) != self._rounded:
             self._measure_fixed()
         thinned = self._prices.thin(self._steps) if self._prices else ()
         at_once = bool(thinned) or bool(self._prices and self._prices.is_last(self._steps))
-        plan, notes = self._look(optimizers, copies, at_once=at_once) if look or at_once else (None, ())
+        cut_along = optimizers if self._holding is None else [*optimizers, self._holding]
+        plan, notes = self._look(cut_along, copies, at_once=at_once) if look or at_once else (None, ())
         fitted = self.rate == "code-length" and bool(plan or refresh)
         if fitted:
             self._refresh()
@@ -438,10 +446,31 @@ class SelfCompressor:
             notes = (*notes, *self._steer(self._steering, fitted=fitted))
         if self._prices:
             notes = (*thinned, *notes, *self._prices.steer(self._steps))
+        if self._holding is not None and (look or notes):
+            self._holding.let_go()  # what was silenced, thinned or trimmed
         report = StepReport(self._steps, plan, notes)
         if report:
             self.history.append(report)
         return report
+
+    def settle(self) -> None:
+        """From now on formats stay as they are, so that weights learn on fixed grids.
+
+        For the last third of a run at a fixed γ. There is no way back; calling it again does nothing.
+        """
+        for parameter in self._formats():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def hold(self) -> None:
+        """From now on weights whose level flips to and fro are held at the level where they mostly are.
+
+        For the last tenth of a run, when learning rates are small. Formats stay, too, as after `settle`; channels
+        seldom die after it. There is no way back; calling it again does nothing. See `holding.py`.
+        """
+        self.settle()
+        if self._holding is None:
+            self._holding = Holding(self.compressed)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a new process needs to go on, the network included: tensors, numbers, strings, and dicts of them.
@@ -461,6 +490,8 @@ class SelfCompressor:
             "fixed_bits": self._fixed_bits,
             "budget": self._steering.budget.to_dict() if self._steering else None,
             "costs": self._prices.state_dict() if self._prices else {},
+            "settled": not self.compressed[0].quantizer.bits.requires_grad,
+            "holding": self._holding.state_dict() if self._holding is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -490,6 +521,12 @@ class SelfCompressor:
         if budget:
             self._steering = self._steered(budget)
         self._rounded = len(self.activations)
+        if state["settled"]:
+            self.settle()
+        if state["holding"] is not None:
+            self.hold()
+            assert self._holding is not None
+            self._holding.load_state_dict(state["holding"])
         if self._prices:
             self._prices.load_budgets(budgets)
         self._priced = self._backpropagated = False

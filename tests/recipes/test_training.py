@@ -470,6 +470,15 @@ def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
     assert moved[1] == weights
 
 
+def test_levels_are_held_from_the_share_of_the_run_that_was_asked_for(tmp_path: Path) -> None:
+    recipe = replace(FIRST, epochs=3, hold=2 / 3)
+    holding = []
+    for epochs in (1, 2, 3):
+        training.train_part(recipe, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
+        holding.append(training.read_checkpoint(tmp_path / training.CHECKPOINT)["compressor"]["holding"])
+    assert [state is not None for state in holding] == [False, False, True]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_layers_compute_in_the_precision_asked_for_in_training_and_in_float_when_scored(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -535,6 +544,7 @@ def test_gamma_rises_linearly_and_stays() -> None:
         {"lr": 0.0},
         {"anneal": 1.5},
         {"settle": -0.5},
+        {"hold": 1.5},
         {"optimizer": "adagrad"},
         {"rate": "bytes"},
         {"grid": "hex"},

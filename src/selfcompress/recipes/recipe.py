@@ -76,6 +76,9 @@ class Recipe:
     """Share of the run, at its end, in which the learning rate falls along a cosine to a hundredth; constant before."""
     settle: float = 1.0
     """Share of the run after which number formats stay as they are, so that weights settle on a fixed grid; 1 never."""
+    hold: float = 1.0
+    """Share of the run after which weights that flip between two levels are held, and formats stay, too: see
+    `SelfCompressor.hold`; 1 never."""
     gamma_warmup: float = 0.0
     """Share of the run, at its start, in which gamma rises linearly from zero."""
     augment: bool = True
@@ -120,6 +123,7 @@ class Recipe:
             "label_smoothing": (0 <= self.label_smoothing < 1, "a number of 0 … 1"),
             "anneal": (0 <= self.anneal <= 1, "a number of 0 … 1"),
             "settle": (0 <= self.settle <= 1, "a number of 0 … 1"),
+            "hold": (0 <= self.hold <= 1, "a number of 0 … 1"),
             "gamma_warmup": (0 <= self.gamma_warmup <= 1, "a number of 0 … 1"),
             "cutout": (self.cutout >= 0, "a whole number >= 0"),
             "precision": (self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),

@@ -345,7 +345,9 @@ class _Running:
             recipe = replace(recipe, device=self.recipe.device, data_dir=self.recipe.data_dir)
         else:
             floor = self._sizes()[1] + len(self.recipe.label.encode())
-            recipe = replace(self.recipe, start=source, target=f"{floor} B", epochs=2 * epochs, anneal=0.0, settle=1.0)
+            recipe = replace(
+                self.recipe, start=source, target=f"{floor} B", epochs=2 * epochs, anneal=0.0, settle=1.0, hold=1.0
+            )
         on_epoch, on_step = self.on_part("trunk", epochs)
         records: list[EpochRecord] = []
 

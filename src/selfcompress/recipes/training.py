@@ -499,16 +499,18 @@ def _train_epoch(job: _Job, epoch: int, on_step: OnStep | None) -> EpochRecord:
 
 def _set_schedules(job: _Job, progress: float) -> float:
     """Set learning rates and gamma for the next step; return gamma."""
-    factors = [job.recipe.lr_factor(progress)] * len(job.base_lrs)
-    if job.compressor is not None and progress >= job.recipe.settle:
-        factors[-1] = 0.0  # the formats: a step that changes rounds all weights of its channel anew
-    for group, lr, factor in zip(job.optimizer.param_groups, job.base_lrs, factors, strict=True):
+    factor = job.recipe.lr_factor(progress)
+    for group, lr in zip(job.optimizer.param_groups, job.base_lrs, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * factor)
         else:
             group["lr"] = lr * factor
     if job.compressor is None:
         return 0.0
+    if job.recipe.settle < 1.0 and progress >= job.recipe.settle:
+        job.compressor.settle()
+    if job.recipe.hold < 1.0 and progress >= job.recipe.hold:
+        job.compressor.hold()
     if job.compressor.target_bytes is not None:
         return job.compressor.gamma
     job.compressor.gamma = job.recipe.gamma_at(progress)
