@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import selfcompress as sc
-from selfcompress.compressor import RATES, Rate, SelfCompressor
+from selfcompress.compressor import FILE_BITS, RATES, Rate, SelfCompressor
 from selfcompress.converting import compressed_tensors, plain_name
 from selfcompress.errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from selfcompress.packing import pack, save, unpack
@@ -682,7 +682,7 @@ def test_bit_depths_stay_within_what_the_file_holds() -> None:
     bits.data[:2] = torch.tensor([-3.0, 40.0])
     optimizer = torch.optim.SGD(compressor.param_groups(lr=0.0), lr=0.0)
     train(compressor, optimizer, batches(dtype=torch.float32), 1)
-    assert bits[:3].tolist() == [0.0, 16.0, 8.0]
+    assert bits[:3].tolist() == pytest.approx([0.0, FILE_BITS, 8.0])
 
 
 def test_at_least_one_channel_stays() -> None:
@@ -1384,3 +1384,25 @@ def test_frozen_parameters_do_not_move_while_their_formats_learn() -> None:
     assert stored(model)["down.weight"].shape == (3, 6, 3, 3)
     assert torch.equal(stored(model)["down.weight"], frozen["down.weight"][[0, 2, 4]])
     assert not stored(model)["down.weight"].requires_grad
+
+
+@pytest.mark.parametrize(
+    "options", [{"target": "60 %", "total_steps": 30}, {"initial_bits": 16, "gamma": 0.1}], ids=str
+)
+@pytest.mark.parametrize("grid", ["symmetric", "eq1"])
+def test_formats_with_all_their_bits_have_levels_that_a_file_can_hold(grid: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8)
+    compressor = SelfCompressor(model, (x,), grid=grid, **options)
+    optimizer = torch.optim.Adam(compressor.param_groups(lr=1e-2))
+    for _ in range(30):
+        loss = model(x).square().mean() + compressor.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for tensor in compressor.compressed:
+                tensor.quantizer.bits.fill_(20.0)  # as a large step would
+        compressor.step(optimizer)
+    assert all(float(c.levels().abs().max()) <= 32767 for c in compressor.compressed)
+    assert len(pack(model)) == compressor.size().size_bytes

@@ -60,6 +60,8 @@ little, as formats of many bits answer slowly."""
 ACTIVATION_GAMMA = 0.0003
 INT8_BITS = 7.999
 """Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""
+FILE_BITS = 15.999
+"""Others have so many at most: no level is beyond ±32767, the largest in a file."""
 SILENCE_PER_STEP = 1e-3
 """By so much a training step takes biases of zeroed channels towards zero: the paper's L1 loss, as a proximal step."""
 
@@ -197,12 +199,13 @@ class SelfCompressor:
             numbers = sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
             target_bytes = parse_target(asked.size, float_bytes=4 * numbers)
             if initial_bits is None:
-                initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(numbers, 1) + BITS_ABOVE), MAX_BITS)
+                initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(numbers, 1) + BITS_ABOVE), FILE_BITS)
+        initial_bits = INITIAL_BITS if initial_bits is None else initial_bits
         self.target_bytes, self._total_steps = target_bytes, total_steps
         published = rate == "bit-depth"
         form = Format(
             grid=grid or ("eq1" if published else "symmetric"),
-            initial_bits=INITIAL_BITS if initial_bits is None else initial_bits,
+            initial_bits=min(initial_bits, FILE_BITS) if initial_bits <= MAX_BITS else initial_bits,
             resolution=None if published else EXPONENT_RESOLUTION,
             biases=not published,
         )
@@ -225,7 +228,7 @@ class SelfCompressor:
         self.compressed, self.left = attach(model)
         self._compile = compile
         self._most_bits = [
-            INT8_BITS if activation_bits is not None and c.quantizer.axis is not None else MAX_BITS
+            INT8_BITS if activation_bits is not None and c.quantizer.axis is not None else FILE_BITS
             for c in self.compressed
         ]
         for tensor in self.compressed:
@@ -312,6 +315,11 @@ class SelfCompressor:
         formats = [p for c in self.compressed for p in (c.quantizer.bits, c.quantizer.exponent)]
         return [*formats, *self.activations.parameters()]
 
+    @property
+    def _learning(self) -> bool:
+        """Whether formats still do."""
+        return any(p.requires_grad for p in self._formats())
+
     def penalty(self) -> Tensor:
         """γ·Q, to be added to the loss: Q is the size in bits over the weights of the starting network (eq. 2).
 
@@ -332,7 +340,9 @@ class SelfCompressor:
             if self._prices:
                 penalty = penalty + self._prices.penalty()
         self._priced = True
-        if (self.gamma == 0 and not self._prices) or not penalty.requires_grad:
+        # by bit depths alone, a price of formats that have settled leads nowhere
+        fixed = self.rate == "bit-depth" and not self._learning
+        if (self.gamma == 0 or fixed) and not self._prices:
             self._backpropagated = True  # nothing to go back
         if penalty.requires_grad:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
@@ -490,7 +500,7 @@ class SelfCompressor:
             "fixed_bits": self._fixed_bits,
             "budget": self._steering.budget.to_dict() if self._steering else None,
             "costs": self._prices.state_dict() if self._prices else {},
-            "settled": not self.compressed[0].quantizer.bits.requires_grad,
+            "settled": not self._learning,
             "holding": self._holding.state_dict() if self._holding is not None else None,
         }
 
