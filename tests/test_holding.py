@@ -13,6 +13,8 @@ from selfcompress.converting import Compressed
 from selfcompress.holding import FADING, OFTEN, Holding
 from selfcompress.quantizer import from_rows, to_rows
 
+from .zoo import small_network
+
 LAYERS = {
     "linear": (nn.Linear(6, 4), torch.randn(2, 6)),
     "convolution": (nn.Conv2d(3, 4, 3), torch.randn(2, 3, 5, 5)),
@@ -103,24 +105,11 @@ def test_what_something_else_moves_is_let_go() -> None:
     assert not tensor.original[1].any()
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * 36, 24),
-        nn.ReLU(),
-        nn.Linear(24, 4),
-    )
-
-
 class Run:
     """A network that learns whether halves of noise are above zero, at a γ that cuts some of it."""
 
     def __init__(self, **options: Any) -> None:
-        self.model = network()
+        self.model = small_network()
         self.compressor = sc.SelfCompressor(
             self.model, (torch.randn(2, 1, 8, 8),), check_every=5, refresh_every=5, **options
         )

@@ -15,6 +15,8 @@ from selfcompress.axes import Axes
 from selfcompress.latency_table import LatencyTable, LayerTimes
 from selfcompress.workload import find_workload
 
+from .zoo import small_network
+
 
 class Rerun:
     """Stands in for a recording where there is no CUDA: it computes again, and looks whether it may."""
@@ -60,19 +62,6 @@ def rerun(monkeypatch: pytest.MonkeyPatch) -> type[Rerun]:
     return Rerun
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * 36, 24),
-        nn.ReLU(),
-        nn.Linear(24, 4),
-    )
-
-
 def batches(count: int, last: int = 16) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     sizes = [16] * (count - 1) + [last]
@@ -91,7 +80,7 @@ def by_hand(compressor: sc.SelfCompressor, optimizer: torch.optim.Optimizer, x: 
 
 
 def compressing(**options: Any) -> tuple[nn.Module, sc.SelfCompressor, torch.optim.Optimizer]:
-    model = network()
+    model = small_network()
     options = {"refresh_every": 7, "check_every": 7} | options
     compressor = sc.SelfCompressor(model, (torch.randn(2, 1, 8, 8),), **options)
     return model, compressor, torch.optim.AdamW(compressor.param_groups(lr=0.02, weight_decay=0.01))
@@ -160,7 +149,7 @@ def test_gamma_may_change_from_step_to_step(rerun: type[Rerun]) -> None:
 
 def test_a_float_network_is_trained_as_by_hand(rerun: type[Rerun]) -> None:
     def run(*, by_hand: bool) -> list[float]:
-        model = network()
+        model = small_network()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y))
         losses = []
@@ -237,7 +226,7 @@ LAYER_TIMES = LayerTimes((1, 8, 999), (1, 8, 999), ((1e-6, 2e-6, 9e-6), (2e-6, 4
 def test_what_is_recorded_looks_at_no_number(options: dict[str, Any]) -> None:
     """A graph cannot: and torch's own gradients may, as that of `prod` does. The profiler sees all that torch calls."""
     if options.get("costs") == "latency":
-        uses = find_workload(network(), Axes((), ()), (torch.randn(2, 1, 8, 8),)).uses
+        uses = find_workload(small_network(), Axes((), ()), (torch.randn(2, 1, 8, 8),)).uses
         table = LatencyTable({use.operator: LAYER_TIMES for use in uses}, 1e-6, 1.0, "torch", 1, 1)
         options = options | {"costs": {sc.Latency(table): 0.1}}
     model, compressor, _ = compressing(**options)
