@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness import LENET, MLP, RECORDS, RESNET, finish, keep, show, summarize
+from harness import LENET, MLP, RECORDS, RESNET, RESNET_LONG, finish, keep, show, summarize
 from selfcompress import SelfCompressor, load, save
 from selfcompress.container import (
     Contents,
@@ -82,7 +82,7 @@ from selfcompress.scoring import (
 )
 from selfcompress.shrinking import sync_sizes
 
-TASKS = {"lenet-300-100": MLP, "lenet5": LENET, "resnet9": RESNET}
+TASKS = {"lenet-300-100": MLP, "lenet5": LENET, "resnet9": RESNET, "resnet9-long": RESNET_LONG}
 PACKAGES = {"diffq": "diffq", "prune-4bit": "torch-pruning"}
 """What a method needs beside this package: names on PyPI, which are those of the modules but for hyphens."""
 DIFFQ_GROUP = 8
@@ -540,7 +540,9 @@ def train_epoch(rival: Rival, epoch: int) -> EpochRecord:
             factor = recipe.lr_factor(((epoch - 1) * steps + step) / (recipe.epochs * steps))
             for group in rival.optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-            task = cross_entropy(rival.model(inputs), targets, recipe.label_smoothing)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                outputs = rival.model(inputs)
+            task = cross_entropy(outputs.float(), targets, recipe.label_smoothing)
             loss = task + rival.penalty()
             if not bool(torch.isfinite(loss.detach())):
                 raise NonFiniteError(f"epoch {epoch}, step {step + 1}: the loss is {float(loss.detach())}")
