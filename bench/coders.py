@@ -78,7 +78,7 @@ def encode_ours(tensors: list[Levels]) -> bytes:
         header += struct.pack("<H", model.top)
         if not model.top:
             continue
-        lists = [model.rows, model.columns, model.taps if model.taps.any() else None]
+        lists = [model.rows, model.columns, model.taps if model.taps.any() else None, model.decays]
         flags = sum(1 << i for i, values in enumerate([*lists, model.context]) if values is not None)
         header += struct.pack("<BbB", flags, model.offset, model.decay)
         if model.context is not None:
@@ -107,18 +107,18 @@ def decode_ours(data: bytes, shapes: list[Shape]) -> list[NDArray[Any]]:
         flags, offset, decay = struct.unpack_from("<BbB", data, at)
         at += 3
         context = None
-        if flags >> 3 & 1:
+        if flags >> 4 & 1:
             pitch, b1, b2, s1, s2, tilt = struct.unpack_from("<H5b", data, at)
             at, context = at + 7, Context(pitch, (b1, b2), (s1, s2), tilt)
         alive = stream.mask(rows), stream.mask(columns)
-        lists: list[NDArray[np.int64] | None] = [None, None, None]
-        for i, length in enumerate((int(alive[0].sum()), int(alive[1].sum()), taps)):
+        lists: list[NDArray[np.int64] | None] = [None, None, None, None]
+        for i, length in enumerate((int(alive[0].sum()), int(alive[1].sum()), taps, int(alive[0].sum()))):
             if flags >> i & 1:
                 low, span = struct.unpack_from("<bB", data, at)
                 at += 2
                 lists[i] = stream.integers(length, low, low + span)
         offsets = lists[2] if lists[2] is not None else np.zeros(taps, np.int64)
-        model = LevelModel(offset, decay, top, *alive, lists[0], lists[1], offsets, context)
+        model = LevelModel(offset, decay, top, *alive, lists[0], lists[1], offsets, context, lists[3])
         result.append(stream.levels((rows, columns, taps), model))
     stream.finish()
     return result

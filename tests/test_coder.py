@@ -4,6 +4,7 @@ import contextlib
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import constriction
@@ -21,9 +22,12 @@ from selfcompress.coder import (
     LevelModel,
     frequencies,
     integers_bits,
+    levels_bits,
     mask_bits,
     prices,
+    size_frequencies,
 )
+from selfcompress.contexts import Context
 from selfcompress.errors import FormatError
 
 SOURCES = Path(coder.__file__).parent
@@ -109,6 +113,50 @@ def test_frequencies_are_these_numbers_on_every_machine(arguments: tuple[int, in
     assert frequencies(*arguments).tolist() == literal
 
 
+@pytest.mark.parametrize("top", TOPS)
+def test_frequencies_of_sizes_are_positive_decreasing_and_sum_to_two_to_the_24(top: int) -> None:
+    for decay in range(32):
+        table = size_frequencies(decay, top)
+        assert len(table) == top
+        assert table.sum() == TOTAL
+        assert table.min() >= 1
+        assert (np.diff(table) <= 0).all()
+
+
+def test_frequencies_of_sizes_are_geometric() -> None:
+    for decay, top in [(0, 3), (8, 5), (17, 40), (31, 300)]:
+        mean = 2 ** ((decay - 8) / 2)
+        tail = np.array([(mean / (1 + mean)) ** k for k in range(top)])
+        assert np.allclose(size_frequencies(decay, top) / TOTAL, tail / tail.sum(), rtol=2e-5, atol=(top + 2) / TOTAL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "literal"),
+    [
+        ((5, 1), [16777216]),
+        ((6, 3), [11614996, 3871665, 1290555]),
+        ((8, 4), [8947850, 4473923, 2236962, 1118481]),
+        ((31, 2), [8390056, 8387160]),
+        ((0, 2), [15845149, 932067]),
+    ],
+)
+def test_frequencies_of_sizes_are_these_numbers_on_every_machine(
+    arguments: tuple[int, int], literal: list[int]
+) -> None:
+    assert size_frequencies(*arguments).tolist() == literal
+
+
+def test_bits_of_sizes_are_what_the_frequencies_charge(rng: np.random.Generator) -> None:
+    for top in (2, 7, 200):
+        sizes = np.minimum(rng.geometric(0.2, (3, 50)), top)
+        sizes[0, 0] = top
+        found = coder.bits_of_sizes(np.full(3, 50), sizes.sum(1) - 50, top)
+        for row, decay in np.ndindex(3, 32):
+            charged = size_frequencies(decay, top)[sizes[row] - 1]
+            if charged.min() > 1000:  # below, the unit that each has at least counts
+                assert found[row, decay] == pytest.approx(-np.log2(charged / TOTAL).sum(), rel=1e-3)
+
+
 def test_prices_are_what_the_frequencies_charge() -> None:
     table = prices(6, 3)
     assert table.shape == (64, 4)
@@ -174,6 +222,38 @@ def test_levels_come_back_with_any_choice_of_offsets(
             for i, (name, size) in enumerate(zip(names, shape, strict=True))
         }
         there_and_back(levels, model_of(levels, 38, 9, **offsets))
+
+
+@pytest.mark.parametrize("top", TOPS[1:])
+@pytest.mark.parametrize("context", [None, Context(3, (3, -2), (2, -1), 5)])
+def test_levels_come_back_where_rows_have_decays_of_their_own(
+    top: int, context: Context | None, rng: np.random.Generator
+) -> None:
+    levels = draw_levels(rng, (9, 5, 9), top, 0.4)
+    levels[3], levels[:, 2] = 0, 0
+    levels[0, 0, 0] = top
+    rows, columns, taps = (rng.integers(-3, 4, n) for n in levels.shape)
+    for offsets in ({}, {"rows": rows, "columns": columns, "taps": taps}):
+        model = model_of(levels, 38, 0, **offsets)
+        model = replace(model, decays=rng.integers(0, 32, int(model.alive_rows.sum())), context=context)
+        data = there_and_back(levels, model)
+        assert 0 <= 8 * len(data) - levels_bits(levels, model) <= 64
+
+
+def test_signs_come_first_and_then_the_sizes_in_order_of_their_decay(rng: np.random.Generator) -> None:
+    """What `docs/format.md` promises."""
+    levels = draw_levels(rng, (4, 5, 2), 3, 0.5)
+    levels[:, 0, 0] = -2
+    decays = np.array([9, 2, 9, 31])
+    model = replace(model_of(levels, 36, 0), decays=decays)
+    slow = constriction.stream.queue.RangeEncoder()
+    signs = np.sign(levels).reshape(-1).astype(np.int32)
+    slow.encode(signs + 1, coder._categorical(frequencies(36, 0, 1)))
+    for decay in range(32):
+        for k in levels[decays == decay].flat:
+            if k:
+                slow.encode(np.array([abs(k) - 1], np.int32), coder._categorical(size_frequencies(decay, 3)))
+    assert there_and_back(levels, model) == slow.get_compressed().astype("<u4").tobytes()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 9), (0, 3, 1), (3, 0, 1), (0, 0, 1)])

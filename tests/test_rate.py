@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcompress.coder import Decoder, Encoder, LevelModel, frequencies
+from selfcompress.coder import Decoder, Encoder, LevelModel, frequencies, size_frequencies
 from selfcompress.container import Contents, LevelTensor, size_bits, write
 from selfcompress.errors import UsageError
 from selfcompress.fitting import Marginals, count, fit, side_bits
@@ -43,8 +44,16 @@ def fitted(levels: NDArray[np.int64]) -> LevelModel:
 def exact_bits(levels: NDArray[np.int64], model: LevelModel) -> float:
     """The price of each level from the coder's own frequencies, added up one by one."""
     living = levels[model.alive_rows][:, model.alive_columns]
-    tables = {int(i): np.log2(frequencies(int(i), model.decay, model.top)) for i in np.unique(model.indices())}
-    return sum(24 - tables[int(i)][k + model.top] for i, k in zip(model.indices().flat, living.flat, strict=True))
+    indices = [int(i) for i in np.unique(model.indices())]
+    if model.decays is None:
+        tables = {i: np.log2(frequencies(i, model.decay, model.top)) for i in indices}
+        return sum(24 - tables[int(i)][k + model.top] for i, k in zip(model.indices().flat, living.flat, strict=True))
+    signs = {i: np.log2(frequencies(i, 0, 1)) for i in indices}
+    bits = sum(24 - signs[int(i)][1 + np.sign(k)] for i, k in zip(model.indices().flat, living.flat, strict=True))
+    for row, decay in zip(living, model.decays, strict=True):
+        sizes = np.log2(size_frequencies(int(decay), model.top))
+        bits += sum(24 - sizes[abs(k) - 1] for k in row.flat if k)
+    return float(bits)
 
 
 def coded_bits(levels: NDArray[np.int64], model: LevelModel) -> int:
@@ -137,7 +146,7 @@ def relaxed_price(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, tabl
     low, high = (-half, half - 1) if grid == "eq1" else (0.5 - half, half - 0.5)
     scaled = rows * 2 ** -exponent[:, None]
     size = torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None]).abs()
-    pull = table.first.clamp(min=table.further)
+    pull = torch.maximum(table.first, table.further)
     return torch.where(size < 1, pull * size**2, pull + table.further * (size - 1)).sum()
 
 
@@ -176,8 +185,10 @@ def test_the_gradient_is_the_documented_slope_one_weight_at_a_time() -> None:
     rows, bits, exponent, table = some_rows("symmetric")
     found = [t.requires_grad_() for t in (rows, bits, exponent)]
     for_rows, for_bits, for_exponent = torch.autograd.grad(code_length(*found, "symmetric", table), found)
-    mean = 2 ** ((table.model.decay - 8) / 2)
-    assert table.further == pytest.approx(math.log2((1 + mean) / mean))
+    model = table.model
+    decays = [model.decay] * 6 if model.decays is None else model.decays.tolist()
+    means = [2 ** ((decay - 8) / 2) for decay in decays]
+    assert table.further[:, 0].tolist() == pytest.approx([math.log2((1 + mean) / mean) for mean in means])
     expected_bits, expected_exponent = np.zeros(6), np.zeros(6)
     with torch.no_grad():
         for i, j in np.ndindex(6, 20):
@@ -185,8 +196,9 @@ def test_the_gradient_is_the_documented_slope_one_weight_at_a_time() -> None:
             u = float(rows[i, j]) / step
             limit = 2 ** (b - 1) - 0.5
             size = min(abs(u), limit)
-            first = max(float(table.first[i, j]), table.further)
-            slope = 2 * size * first if size < 1 else table.further
+            further = float(table.further[i, 0])
+            first = max(float(table.first[i, j]), further)
+            slope = 2 * size * first if size < 1 else further
             if abs(u) > limit:
                 assert for_rows[i, j] == 0
                 expected_bits[i] += slope * LN2 * 2 ** (b - 1)
@@ -202,8 +214,9 @@ def test_a_weight_at_zero_feels_no_pull_and_one_at_the_threshold_the_full_one() 
     table = PriceTable(fit(count(levels)), levels)
     rows = torch.tensor([[0.0, 1e-9, 0.5, -0.5, 1.5, 2.5]], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(code_length(rows, torch.tensor([8.0]), torch.tensor([0.0]), "symmetric", table), rows)
-    pull = max(float(table.first[0, 0]), table.further)
-    assert grad[0].tolist() == pytest.approx([0, 2e-9 * pull, pull, -pull, table.further, table.further])
+    further = float(table.further)
+    pull = max(float(table.first[0, 0]), further)
+    assert grad[0].tolist() == pytest.approx([0, 2e-9 * pull, pull, -pull, further, further])
 
 
 def test_the_pull_never_points_away_from_zero() -> None:
@@ -214,7 +227,7 @@ def test_the_pull_never_points_away_from_zero() -> None:
     weights = (rows * 0.75).requires_grad_()
     price = code_length(weights, torch.full((4,), 8.0), torch.zeros(4), "symmetric", table)
     (grad,) = torch.autograd.grad(price, weights)
-    assert grad.flatten().tolist() == pytest.approx([1.5 * table.further] * 200)
+    assert grad.flatten().tolist() == pytest.approx([1.5 * float(table.further[0, 0])] * 200)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -234,24 +247,25 @@ def test_price_and_output_agree_about_the_levels(grid: Grid) -> None:
 def test_counts_are_those_of_a_loop(shape: tuple[int, int, int], rng: np.random.Generator) -> None:
     levels = rng.integers(-3, 4, shape) * (rng.random(shape) < 0.5)
     rows, columns, taps = (np.zeros(n, int) for n in shape)
-    magnitude = top = 0
+    magnitudes, top = np.zeros(shape[0], int), 0
     for (i, j, t), k in np.ndenumerate(levels):
         rows[i] += k != 0
         columns[j] += k != 0
         taps[t] += k != 0
-        magnitude += abs(int(k))
+        magnitudes[i] += abs(int(k))
         top = max(top, abs(int(k)))
     found = count(as_rows(levels).float(), shape[2])
     assert found.rows.tolist() == rows.tolist()
     assert found.columns.tolist() == columns.tolist()
     assert found.taps.tolist() == taps.tolist()
-    assert (found.magnitude, found.top) == (magnitude, top)
+    assert found.magnitudes.tolist() == magnitudes.tolist()
+    assert found.top == top
 
 
 def test_sums_are_exact_where_single_precision_is_not() -> None:
     levels = torch.full((1, 2050), 32767.0)
     levels[0, 0] = -1
-    assert count(levels).magnitude == 2049 * 32767 + 1  # more than 2^24, and odd
+    assert count(levels).magnitudes.tolist() == [2049 * 32767 + 1]  # more than 2^24, and odd
 
 
 @pytest.mark.parametrize(("index", "decay", "spread"), [(28, 4, 0.0), (34, 8, 1.0), (40, 12, 1.5), (50, 6, 0.7)])
@@ -320,6 +334,62 @@ def test_a_fit_with_offsets_is_never_worse_than_one_without(levels: NDArray[np.i
     assert exact_bits(levels, model) + side_bits(model) <= 1.01 * (flat + masks) + 4
 
 
+def rows_of_many_scales(rng: np.random.Generator, rows: int = 60, columns: int = 200) -> NDArray[np.int64]:
+    """Levels of rows whose largest are 2 … 200, as channels have them whose formats learn."""
+    scale = np.exp2(rng.uniform(-0.5, 6.5, (rows, 1, 1)))
+    return (rng.standard_normal((rows, columns, 1)) * scale).round().astype(np.int64)
+
+
+def test_rows_of_many_scales_have_decays_of_their_own(rng: np.random.Generator) -> None:
+    levels = rows_of_many_scales(rng)
+    model = fitted(levels)
+    assert model.decays is not None
+    assert len(model.decays) == model.alive_rows.sum()
+    shared = min(exact_bits(levels, replace(model, decays=None, decay=decay)) for decay in range(32))
+    own = exact_bits(levels, model)
+    # what the file says of the decays is in the side information
+    price = side_bits(model) - side_bits(replace(model, decays=None))
+    assert 60 <= price <= 12 + 5 * 60
+    assert own + price < 0.93 * shared
+    for row in (0, 20, 40):  # no row would be better off with another one, but for what its name costs
+        for decay in range(32):
+            other = model.decays.copy()
+            other[row] = decay
+            assert exact_bits(levels[row : row + 1], one_row(model, row)) <= 8 + exact_bits(
+                levels[row : row + 1], one_row(replace(model, decays=other), row)
+            )
+
+
+def one_row(model: LevelModel, row: int) -> LevelModel:
+    chosen = {
+        name: values[row : row + 1] for name in ("rows", "decays") if (values := getattr(model, name)) is not None
+    }
+    assert model.alive_rows.all()
+    return replace(model, alive_rows=model.alive_rows[row : row + 1], **chosen)
+
+
+def test_rows_of_one_scale_share_a_decay(rng: np.random.Generator) -> None:
+    levels = draw(rng, (60, 200, 1), 44, 12, 0.0)
+    model = fitted(levels)
+    assert model.decays is None
+    assert abs(model.decay - 12) <= 1
+    assert fitted(np.sign(levels)).decays is None
+
+
+def test_prices_know_the_decay_of_each_row(rng: np.random.Generator) -> None:
+    levels = rows_of_many_scales(rng)
+    levels[7] = 0
+    model = fitted(levels)
+    assert model.decays is not None
+    table = PriceTable(model, as_rows(levels))
+    assert table.further.shape == (60, 1)
+    assert price(levels, model) == pytest.approx(exact_bits(levels, model), rel=1e-3)
+    means = 2 ** ((model.decays - 8) / 2)
+    alive = torch.from_numpy(model.alive_rows)
+    assert table.further[alive, 0].tolist() == pytest.approx(np.log2((1 + means) / means).tolist())
+    assert 0 <= coded_bits(levels, model) - exact_bits(levels, model) <= 64
+
+
 def test_a_fit_is_for_living_rows_and_columns_only(rng: np.random.Generator) -> None:
     levels = draw(rng, (8, 9, 2), 40, 6, 2.0)
     levels[2], levels[:, 4] = 0, 0
@@ -333,7 +403,7 @@ def test_a_fit_is_for_living_rows_and_columns_only(rng: np.random.Generator) -> 
 
 
 def test_levels_beyond_the_file_are_refused() -> None:
-    counts = Marginals(np.array([1]), np.array([1]), np.array([1]), 40000, 40000)
+    counts = Marginals(np.array([1]), np.array([1]), np.array([1]), np.array([40000]), 40000)
     with pytest.raises(UsageError, match=r"levels: expected at most 32767 in absolute value, found 40000\nhint: "):
         fit(counts)
 

@@ -53,7 +53,7 @@ def test_the_levels_that_go_are_those_with_the_least_error_for_a_bit(taken: int)
         worst = 0.0
         for i, j in choice:
             k, u = abs(float(levels[i, j])), abs(float(weight[i, j]))
-            saved = float(table.first[i, j]) if k == 1 else table.further
+            saved = float(table.first[i, j]) if k == 1 else float(table.further[i, 0])
             worst = max(worst, ((u - k + 1) ** 2 - (u - k) ** 2) / saved)
         return worst
 

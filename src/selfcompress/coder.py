@@ -7,7 +7,9 @@ zero, or not, with odds that multiply over the three axes, and what is not zero 
     p(|k| | k ≠ 0) ~ (μ / (1 + μ))^|k|,   |k| = 1 … top,   μ = 2^((decay - 8) / 2),   both signs alike
 
 A model may have a context (`contexts.py`): then the index also depends on how many neighbours of the weight live, and
-the odds of the two signs on theirs, where neighbours are weights that were coded before.
+the odds of the two signs on theirs, where neighbours are weights that were coded before. And rows may have a decay
+each, as channels with many levels stand beside others with few: then signs are coded first, all of a matrix, and sizes
+after them, so that there are as many tables as indices and decays, not as pairs of them.
 
 Offsets in steps of one octave lose less than 0.03 bits per living weight against real-valued ones and cost two or
 three bits each. Rows and columns that are wholly zero are named by a mask and cost nothing more.
@@ -24,7 +26,7 @@ Knows numpy and constriction, not torch. The file around it is `container.py`; f
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -110,6 +112,42 @@ def frequencies(index: int, decay: int, top: int, tilt: int = 0) -> Ints:
 
 
 @lru_cache(maxsize=256)
+def size_frequencies(decay: int, top: int) -> Ints:
+    """Frequencies of the absolute values 1 … top of living levels out of 2^24; each at least 1, their sum exactly 2^24.
+
+    Args:
+        decay: decay index, 0 … 31.
+        top: largest absolute level, 1 … 32767.
+
+    Returns:
+        (top,) integers, from integer arithmetic alone.
+    """
+    table = 1 + (_tail(decay, top) * (TOTAL - top) >> TOTAL_BITS)
+    table[0] += TOTAL - table.sum()
+    return table
+
+
+def bits_of_sizes(counts: Ints, excess: Ints, top: int) -> NDArray[np.float64]:
+    """(rows, 32) bits of the sizes of a row's living levels at each decay, but for rounding of the frequencies.
+
+    Args:
+        counts: (rows,) living levels of each row.
+        excess: (rows,) sum of what their absolute values have above one.
+        top: largest absolute level, >= 1.
+    """
+    further, whole = geometric(top)
+    return counts[:, None] * whole + excess[:, None] * further
+
+
+@lru_cache(maxsize=64)
+def geometric(top: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(32,) bits of each further level, and of the first, at each decay, where there are `top` levels."""
+    mean = np.exp2((np.arange(DECAYS) - 8) / 2)
+    further = np.log2((1 + mean) / mean)
+    return further, np.log2((1 - np.exp2(-further * top)) / (1 - np.exp2(-further)))
+
+
+@lru_cache(maxsize=256)
 def prices(decay: int, top: int) -> NDArray[np.float64]:
     """(64, top + 1) bits of a level of absolute value 0 … top at each activity index: what `frequencies` charge."""
     rows = [frequencies(index, decay, top)[top:] for index in range(INDICES)]
@@ -138,6 +176,9 @@ class LevelModel:
     """(taps,) octaves of each kernel position, -32 … 32."""
     context: Context | None = None
     """What neighbours change; None for nothing."""
+    decays: Ints | None = None
+    """Decay index of each living row, 0 … 31, in place of `decay`, which is 0 then; None where all rows share it.
+    Never where `top` is 1: there are no sizes then."""
 
     def indices(self) -> NDArray[np.uint8]:
         """(living rows, living columns, taps) activity index of each weight that is coded."""
@@ -153,6 +194,11 @@ class LevelModel:
     def uniform(self) -> bool:
         """Whether all weights share one index."""
         return self.rows is None and self.columns is None and not self.taps.any()
+
+    @property
+    def of_signs(self) -> "LevelModel":
+        """The model of the signs alone, which are levels of -1 … 1."""
+        return replace(self, top=min(self.top, 1), decay=0, decays=None)
 
 
 def _by_key(keys: NDArray[np.uint8]) -> tuple[Ints, Iterator[tuple[int, int, int]]]:
@@ -293,6 +339,12 @@ def levels_bits(levels: NDArray[Any], model: LevelModel) -> float:
     """Bits that `Encoder.levels` spends on a matrix of levels (rows, columns, taps)."""
     if model.top == 0:
         return 0.0
+    if model.decays is not None:
+        of_sizes = sum(
+            float((TOTAL_BITS - np.log2(size_frequencies(decay, model.top)[sizes])).sum())
+            for decay, sizes in _sizes_by_decay(levels, model)
+        )
+        return levels_bits(np.sign(levels), model.of_signs) + of_sizes
     if model.context is None:
         sizes = np.abs(_living(levels, model).astype(np.int64))
         return float(prices(model.decay, model.top)[model.indices().astype(np.int64), sizes].sum())
@@ -314,6 +366,20 @@ def _runs_in_passes(levels: NDArray[Any], model: LevelModel) -> Iterator[tuple[N
 
 def _table_of(key: int, model: LevelModel, context: Context) -> Ints:
     return frequencies(key // 3, model.decay, model.top, (key % 3 - 1) * context.tilt)
+
+
+def _rows_by_decay(model: LevelModel) -> Iterator[tuple[int, Ints]]:
+    """Each decay that rows have, from the least on, and the numbers of these rows."""
+    assert model.decays is not None
+    rows = np.flatnonzero(model.alive_rows)
+    return ((decay, rows[model.decays == decay]) for decay in np.unique(model.decays).tolist())
+
+
+def _sizes_by_decay(levels: NDArray[Any], model: LevelModel) -> Iterator[tuple[int, NDArray[np.int32]]]:
+    """Absolute values of living levels, less one, of the rows of each decay, in matrix order."""
+    for decay, rows in _rows_by_decay(model):
+        chosen = np.abs(levels[rows].astype(np.int32))
+        yield decay, chosen[chosen > 0] - 1
 
 
 class Encoder:
@@ -360,6 +426,12 @@ class Encoder:
     def levels(self, levels: NDArray[Any], model: LevelModel) -> None:
         """Write a matrix of levels (rows, columns, taps) with a model that the reader knows."""
         if model.top == 0:
+            return
+        if model.decays is not None:
+            levels = np.asarray(levels)
+            self.levels(np.sign(levels), model.of_signs)
+            for decay, sizes in _sizes_by_decay(levels, model):
+                self._coder.encode(sizes, _categorical(size_frequencies(decay, model.top)))
             return
         if model.context is not None:
             for symbols, table in _runs_in_passes(np.asarray(levels), model):
@@ -434,6 +506,8 @@ class Decoder:
         """Read a matrix of levels (rows, columns, taps), as int16."""
         if model.top == 0:
             return np.zeros(shape, np.int16)
+        if model.decays is not None:
+            return self._signs_and_sizes(shape, model)
         if model.context is not None:
             return self._levels_in_passes(shape, model)
         inner = (int(model.alive_rows.sum()), int(model.alive_columns.sum()), shape[2])
@@ -468,8 +542,19 @@ class Decoder:
         result[model.alive_rows] = rows
         return result.reshape(shape)
 
+    def _signs_and_sizes(self, shape: tuple[int, int, int], model: LevelModel) -> NDArray[np.int16]:
+        levels = self.levels(shape, model.of_signs)
+        for decay, rows in _rows_by_decay(model):
+            chosen = levels[rows]
+            living = chosen != 0
+            sizes = np.empty(int(living.sum()), np.int16)
+            self._levels_into(sizes, size_frequencies(decay, model.top), -1)
+            chosen[living] *= sizes
+            levels[rows] = chosen
+        return levels
+
     def _levels_into(self, target: NDArray[np.int16], table: Ints, top: int) -> None:
-        """Fill `target` with levels of one table."""
+        """Fill `target` with levels of one table, whose first symbol is the level -top."""
         for start in range(0, len(target), _CHUNK):
             part = target[start : start + _CHUNK]
             part[:] = self._symbols(len(part), table) - top

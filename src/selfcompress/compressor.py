@@ -925,7 +925,7 @@ def _exponent_bits(tensor: Compressed, model: LevelModel) -> float:
 
 def _table_to_dict(table: PriceTable) -> dict[str, Any]:
     model = table.model
-    lists = {"rows": model.rows, "columns": model.columns, "taps": model.taps}
+    lists = {"rows": model.rows, "columns": model.columns, "taps": model.taps, "decays": model.decays}
     masks = {"alive_rows": model.alive_rows, "alive_columns": model.alive_columns}
     tensors = {k: None if v is None else torch.from_numpy(v.copy()) for k, v in (lists | masks).items()}
     context = None if model.context is None else asdict(model.context)

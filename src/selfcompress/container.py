@@ -26,7 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .coder import MAX_TOP, OFFSET_RANGE, Decoder, Encoder, Ints, LevelModel, integers_bits, levels_bits, mask_bits
+from .coder import (
+    DECAYS,
+    MAX_TOP,
+    OFFSET_RANGE,
+    Decoder,
+    Encoder,
+    Ints,
+    LevelModel,
+    integers_bits,
+    levels_bits,
+    mask_bits,
+)
 from .contexts import MAX_PITCH, MAX_TILT, STRONGEST, Context
 from .errors import FormatError, OutputError
 from .graph import DTYPES, Graph, decode_graph, encode_graph
@@ -226,7 +237,7 @@ def _write_levels(tensor: LevelTensor, header: Writer, stream: Encoder) -> None:
     if not model.top:
         return
     header.sint(model.offset)
-    header.uint(model.decay)
+    header.uint(model.decay if model.decays is None else DECAYS)
     header.uint(tensor.resolution)
     if model.context is not None:
         header.uint(model.context.pitch)
@@ -234,7 +245,7 @@ def _write_levels(tensor: LevelTensor, header: Writer, stream: Encoder) -> None:
             header.sint(value)
     stream.mask(model.alive_rows)
     stream.mask(model.alive_columns)
-    for values in (*lists, tensor.exponents):
+    for values in (*lists, model.decays, tensor.exponents):
         if values is not None:
             low, high = _range_of(values)
             header.sint(low)
@@ -267,7 +278,7 @@ class _LevelsHeader:
     top: int
     context: Context | None
     ranges: tuple[tuple[int, int] | None, ...]
-    """Ranges of the offsets of rows, columns and taps, and of the exponents."""
+    """Ranges of the offsets of rows, columns and taps, of the decays of rows, and of the exponents."""
 
 
 def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHeader:
@@ -290,7 +301,10 @@ def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHe
     if not top:
         return _LevelsHeader(name, original, shape, axis, groups, transposed, 1, 0, 0, 0, None, ())
     offset = header.sint(f"`{name}` offset", 128)
-    decay = header.uint(f"`{name}` decay", 31)
+    decay = header.uint(f"`{name}` decay", DECAYS)
+    own_decays = decay == DECAYS
+    if own_decays and top == 1:
+        raise FormatError(f"`{name}`: decays of rows whose levels are -1 … 1, expected none")
     resolution = header.uint(f"`{name}` resolution", 1 << 16)
     if not resolution:
         raise FormatError(f"`{name}`: an exponent resolution of 0")
@@ -299,8 +313,11 @@ def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHe
     for flag in (_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS):
         found = flags & flag
         ranges.append(_read_range(header, name, -OFFSET_RANGE, OFFSET_RANGE, 2 * OFFSET_RANGE) if found else None)
+    ranges.append(_read_range(header, name, 0, DECAYS - 1, DECAYS - 1) if own_decays else None)
     reach = MAX_OCTAVES * resolution
     ranges.append(_read_range(header, name, -reach, reach, MAX_EXPONENTS))
+    if own_decays:
+        decay = 0
     return _LevelsHeader(
         name, original, shape, axis, groups, transposed, resolution, offset, decay, top, context, tuple(ranges)
     )
@@ -326,14 +343,17 @@ def _read_levels(head: _LevelsHeader, stream: Decoder) -> LevelTensor:
             head.name, head.original_shape, head.shape, head.axis, head.groups, head.transposed, 1, none, model, levels
         )
     rows, columns = stream.mask(matrix[0]), stream.mask(matrix[1])
-    counts = (int(rows.sum()), int(columns.sum()), matrix[2], int(rows.sum()))
+    living = int(rows.sum())
+    counts = (living, int(columns.sum()), matrix[2], living, living)
     lists = [
         stream.integers(n, *limits) if limits is not None else None
         for n, limits in zip(counts, head.ranges, strict=True)
     ]
     taps = lists[2] if lists[2] is not None else np.zeros(matrix[2], np.int64)
-    model = LevelModel(head.offset, head.decay, head.top, rows, columns, lists[0], lists[1], taps, head.context)
-    exponents = lists[3]
+    model = LevelModel(
+        head.offset, head.decay, head.top, rows, columns, lists[0], lists[1], taps, head.context, lists[3]
+    )
+    exponents = lists[4]
     assert exponents is not None
     return LevelTensor(
         name=head.name,
@@ -550,7 +570,7 @@ def size_bits(tensor: LevelTensor) -> float:
     if not model.top:
         return 0.0
     bits = mask_bits(model.alive_rows) + mask_bits(model.alive_columns)
-    for values in (model.rows, model.columns, model.taps, tensor.exponents):
+    for values in (model.rows, model.columns, model.taps, model.decays, tensor.exponents):
         if values is not None:
             bits += integers_bits(values, *_range_of(values))
     return bits + levels_bits(tensor.levels, model)

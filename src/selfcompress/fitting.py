@@ -22,6 +22,7 @@ from .coder import (
     OFFSET_RANGE,
     Ints,
     LevelModel,
+    bits_of_sizes,
     integers_bits,
     mask_bits,
     positive_share,
@@ -44,8 +45,8 @@ class Marginals:
     """(columns,) number of living levels in each column."""
     taps: Ints
     """(taps,) number of living levels at each kernel position."""
-    magnitude: int
-    """Sum of the absolute levels."""
+    magnitudes: Ints
+    """(rows,) sum of the absolute levels of each row."""
     top: int
     """Largest absolute level."""
 
@@ -60,7 +61,7 @@ def count(levels: Tensor, taps: int = 1) -> Marginals:
         rows=living.sum((1, 2)).cpu().numpy().astype(np.int64),
         columns=by_column_tap.sum(1).cpu().numpy().astype(np.int64),
         taps=by_column_tap.sum(0).cpu().numpy().astype(np.int64),
-        magnitude=int(magnitude.sum(dtype=torch.float64)),
+        magnitudes=magnitude.sum(1, dtype=torch.float64).cpu().numpy().astype(np.int64),
         top=int(magnitude.max()) if magnitude.numel() else 0,
     )
 
@@ -155,21 +156,42 @@ def fit(counts: Marginals) -> LevelModel:
         if bits < best_bits:
             best_bits, best = bits, (center, chosen)
     base, chosen = best
-    excess = counts.magnitude / living - 1 if living else 0.0
+    decay, decays = _fit_decays(marginals[0], counts.magnitudes[alive_rows] - marginals[0], counts.top)
     return LevelModel(
         offset=int(np.clip(round(2 * base) + CENTER, -64, 127)),
-        decay=int(np.clip(round(2 * np.log2(max(excess, 1e-9))) + 8, 0, DECAYS - 1)),
+        decay=decay,
         top=counts.top,
         alive_rows=alive_rows,
         alive_columns=alive_columns,
         rows=chosen[0] if chosen[0].any() else None,
         columns=chosen[1] if chosen[1].any() else None,
         taps=chosen[2],
+        decays=decays,
     )
 
 
+def _fit_decays(living: Ints, excess: Ints, top: int) -> tuple[int, Ints | None]:
+    """The decay of all rows, and None, or, where that is shorter, 0 and one for each.
+
+    A row pays for being told apart: its decay is the best for its levels and what it costs to name it among the others,
+    which are counted in turn.
+    """
+    if top < 2:
+        return 0, None
+    bits = bits_of_sizes(living, excess, top)
+    shared = bits.sum(0)
+    decays = bits.argmin(1)
+    for _ in range(4):
+        times = np.bincount(decays, minlength=DECAYS) + 0.5
+        decays = (bits - np.log2(times / times.sum())).argmin(1)
+    own = float(bits[np.arange(len(bits)), decays].sum()) + offset_bits(decays)
+    if own < shared.min():
+        return 0, decays.astype(np.int64)
+    return int(shared.argmin()), None
+
+
 def offset_bits(offsets: Ints) -> float:
-    """Bits that a list of offsets costs in the file: its range and its values."""
+    """Bits that a list of offsets, or of decays, costs in the file: its range and its values."""
     if not len(offsets):
         return 0.0
     low, high = int(offsets.min()), int(offsets.max())
@@ -177,11 +199,12 @@ def offset_bits(offsets: Ints) -> float:
 
 
 def side_bits(model: LevelModel) -> float:
-    """Bits of the model's own description in the file: masks, offsets, and a context.
+    """Bits of the model's own description in the file: masks, offsets, decays of rows, and a context.
 
     Scalars that every model has are counted with the header.
     """
-    lists = [o for o in (model.rows, model.columns, model.taps if model.taps.any() else None) if o is not None]
+    every = (model.rows, model.columns, model.taps if model.taps.any() else None, model.decays)
+    lists = [o for o in every if o is not None]
     masks = mask_bits(model.alive_rows) + mask_bits(model.alive_columns) if model.top else 0.0
     return masks + sum(offset_bits(o) for o in lists) + context_bits(model.context)
 

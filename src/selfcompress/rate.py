@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .coder import INDICES, Ints, LevelModel, positive_share, prices
+from .coder import INDICES, Ints, LevelModel, geometric, positive_share, prices
 from .fusing import dot_rows, fused
 from .quantizer import LN2, Grid, limits
 from .surroundings import shifts, surroundings
@@ -43,13 +43,13 @@ class PriceTable:
         first: (rows, columns · taps) bits that a level of ±1 costs more than a zero, if both signs are alike.
         sign: (rows, columns · taps) the sign that neighbours make likely, or 0; None where no model looks at them.
         same, opposite: bits that a level of this sign, or of the other, costs more than `first`.
-        further: bits of each further level.
-        numbers: (3,) mean and half the difference of `same` and `opposite`, and `further`.
+        further: (rows, 1) bits of each further level.
+        numbers: (2,) mean and half the difference of `same` and `opposite`.
     """
 
     def __init__(self, model: LevelModel, levels: Tensor, taps: int = 1) -> None:
         self.model = model
-        table = prices(model.decay, max(model.top, 1))
+        of_signs = prices(0, 1)
         device = levels.device
 
         def on_device(values: NDArray[np.int16]) -> Tensor:
@@ -71,13 +71,18 @@ class PriceTable:
         index.clamp_(0, INDICES - 1)
         alive_rows, alive_columns = (torch.from_numpy(m).to(device) for m in (model.alive_rows, model.alive_columns))
         coded = alive_rows[:, None] & alive_columns.repeat_interleave(taps)[None, :]
-        zero = torch.as_tensor(table[:, 0], dtype=levels.dtype, device=device)
-        first = torch.as_tensor(table[:, 1] - table[:, 0], dtype=levels.dtype, device=device)
+        zero = torch.as_tensor(of_signs[:, 0], dtype=levels.dtype, device=device)
+        first = torch.as_tensor(of_signs[:, 1] - of_signs[:, 0], dtype=levels.dtype, device=device)
+        further, size_of_one = geometric(max(model.top, 1))
+        decays = (
+            rows.new_full((len(rows),), model.decay)
+            if model.decays is None
+            else on_device(_filled(model.decays, model.alive_rows))
+        )
         self.zero = zero[index].mul_(coded)
-        self.first = first[index]
-        mean = 2.0 ** ((model.decay - 8) / 2)
-        self.further = float(np.log2((1 + mean) / mean))
-        numbers = [(self.same + self.opposite) / 2, (self.same - self.opposite) / 2, self.further]
+        self.further = torch.as_tensor(further, dtype=levels.dtype, device=device)[decays][:, None]
+        self.first = first[index].add_(torch.as_tensor(size_of_one, dtype=levels.dtype, device=device)[decays][:, None])
+        numbers = [(self.same + self.opposite) / 2, (self.same - self.opposite) / 2]
         self.numbers = torch.tensor(numbers, dtype=levels.dtype, device=device)
 
     def first_of(self, sign: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ class PriceTable:
 def _first_of(sign: Tensor, first: Tensor, likely: Tensor | None, numbers: Tensor) -> Tensor:
     if likely is None:
         return first
-    mean, half, _ = numbers.unbind()
+    mean, half = numbers.unbind()
     agreement = sign * likely
     return first + mean * agreement.square() + half * agreement
 
@@ -102,6 +107,7 @@ def _price(
     first: Tensor,
     likely: Tensor | None,
     numbers: Tensor,
+    further: Tensor,
     gradients: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Price of a matrix, and, if asked for, its gradients with respect to rows, bits and exponent."""
@@ -113,7 +119,6 @@ def _price(
     level = size.round()
     sign = scaled.sign()
     first = _first_of(sign, first, likely, numbers)
-    further = numbers[2]
     total = zero.sum() + torch.where(level > 0, first + (level - 1) * further, 0.0).sum()
     if not gradients:
         return total, None, None, None
@@ -137,7 +142,16 @@ class _CodeLength(torch.autograd.Function):
         ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable, compile: bool
     ) -> Tensor:
         total, *gradients = fused(_price, compile=compile)(
-            rows, bits, exponent, grid, table.zero, table.first, table.sign, table.numbers, any(ctx.needs_input_grad)
+            rows,
+            bits,
+            exponent,
+            grid,
+            table.zero,
+            table.first,
+            table.sign,
+            table.numbers,
+            table.further,
+            any(ctx.needs_input_grad),
         )
         ctx.save_for_backward(*gradients)
         return total
@@ -197,7 +211,7 @@ def coupled_bit_depth(bits: Tensor, producer_bits: Tensor, taps: int) -> Tensor:
 
 
 def _filled(offsets: Ints | None, alive: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Offsets of all entries of an axis: those of dead ones are the lowest of the living."""
+    """Offsets, or decays, of all entries of an axis: those of dead ones are the lowest of the living."""
     result = np.zeros(len(alive), np.int16)
     if offsets is not None and len(offsets):
         result[:] = offsets.min()

@@ -157,7 +157,7 @@ def _costs(tensor: Compressed) -> tuple[Tensor, Tensor]:
     size, real = levels.abs(), (rows / step).abs()
     table = PriceTable(fit_levels(levels, tensor.taps, tensor.pitch), levels, tensor.taps)
     first = table.first_of(levels.sign())
-    saved = torch.where(size == 1, first, torch.full_like(first, table.further)).clamp(min=0.05)
+    saved = torch.where(size == 1, first, table.further).clamp(min=0.05)
     real = torch.minimum(real, size + 0.5)  # what is beyond the last level is clipped
     error = (real - (size - 1)).square() - (real - size).square()
     cost = torch.where(size > 0, error.clamp(min=0.0) / saved, torch.inf)

@@ -38,6 +38,7 @@ def _levels(
     columns: list[int] | None = None,
     taps: list[int] | None = None,
     context: Context | None = None,
+    decays: list[int] | None = None,
 ) -> LevelTensor:
     transposed = groups > 1 and axis == 1
     cube = levels.reshape(matrix_shape(shape, axis, groups if transposed else 1)).astype(np.int16)
@@ -60,6 +61,7 @@ def _levels(
             columns=None if columns is None else np.array(columns, np.int64),
             taps=np.array(taps or [0] * cube.shape[2], np.int64),
             context=context,
+            decays=None if decays is None else np.array(decays, np.int64),
         ),
         levels=cube,
     )
@@ -163,6 +165,30 @@ def lines() -> Contents:
     )
 
 
+def decays() -> Contents:
+    """Rows that have a decay each: with a context, with offsets and dead rows, and all of the same."""
+    k = np.arange(4 * 30)
+    image = np.where((k // 6 + k // 3) % 4 == 0, ((k // 7) % 3 - 1) * (1 + k % 29 * (k // 30)), 0)
+    mixed = np.array([[5, -1, 0, 300], [0, 0, 0, 0], [1, 1, 0, -1], [0, -9, 0, 2]])
+    return Contents(
+        (
+            _levels(
+                "image.weight",
+                image.reshape(4, 30),
+                (4, 30),
+                exponents=[-9, -8, -9, -7],
+                offset=33,
+                decay=0,
+                rows=[0, 1, -1, 0],
+                context=Context(6, (-4, 3), (5, -6), 24),
+                decays=[0, 12, 31, 12],
+            ),
+            _levels("mixed.weight", mixed, (4, 4), exponents=[3, 3, 3], decay=0, columns=[0, 1, -1], decays=[20, 0, 9]),
+            _levels("same.weight", 2 * mixed, (4, 4), exponents=[0, 0, 0], decay=0, decays=[7, 7, 7]),
+        )
+    )
+
+
 def graph() -> Contents:
     """The layer of `tiny`, a norm and a constant, with a graph that says everything that a graph can say."""
     weight, bias = tiny().records
@@ -204,7 +230,15 @@ def rounded() -> Contents:
     )
 
 
-GOLDEN = {"tiny": tiny, "full": full, "heads": heads, "lines": lines, "graph": graph, "rounded": rounded}
+GOLDEN = {
+    "tiny": tiny,
+    "full": full,
+    "heads": heads,
+    "lines": lines,
+    "decays": decays,
+    "graph": graph,
+    "rounded": rounded,
+}
 
 
 def stored(name: str) -> bytes:

@@ -131,6 +131,17 @@ def table(a, decay, top, tilt=0):
     return [*g[::-1], 2**24 - sum(f) - sum(g), *f]
 
 
+def table_of_sizes(decay, top):
+    m, u = power(decay - 8)
+    v = [2**40]
+    while len(v) < top:
+        v.append(v[-1] * m // (m + u))
+    total = sum(v)
+    g = [1 + (x * 2**24 // total) * (2**24 - top) // 2**24 for x in v]
+    g[0] += 2**24 - sum(g)
+    return g
+
+
 def strides(shape):
     """How far apart neighbours along each axis lie in matrix order."""
     return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -169,8 +180,8 @@ def levels_header(c):
         if flags >= 192:
             h["pitch"] = c.uint()
             h["base"], h["slope"], h["tilt"] = [0, c.sint(), c.sint()], [0, c.sint(), c.sint()], c.sint()
-        for bit in (8, 16, 32, 0):
-            if bit == 0 or flags & bit:
+        for bit in (8, 16, 32, "decays", 0):
+            if bit == 0 or (h["decay"] == 32 if bit == "decays" else flags & bit):
                 low = c.sint()
                 h[bit] = (low, low + c.uint())
     return h
@@ -186,6 +197,8 @@ def levels(h, stream):
     for bit, alive in ((8, alive_rows), (16, alive_columns), (32, [True] * taps)):
         values = iter(stream.integers(sum(alive), *h[bit]) if bit in h else [0] * sum(alive))
         offsets.append([next(values) if living else None for living in alive])
+    values = iter(stream.integers(sum(alive_rows), *h["decays"]) if "decays" in h else [])
+    decays = [next(values) if living and "decays" in h else None for living in alive_rows]
     values = iter(stream.integers(sum(alive_rows), *h[0]))
     exponents = [next(values) if living else None for living in alive_rows]
     coded = []
@@ -212,9 +225,14 @@ def levels(h, stream):
                 tilt = (sum(signs) > 0) - (sum(signs) < 0)
             todo.append((a, tilt, i, j, t))
         for a, tilt, i, j, t in sorted(todo):
-            level = stream.symbol(table(a, h["decay"], h["top"], tilt * h.get("tilt", 0))) - h["top"]
+            decay, top = (0, 1) if "decays" in h else (h["decay"], h["top"])
+            level = stream.symbol(table(a, decay, top, tilt * h.get("tilt", 0))) - top
             found[i, j * taps + t] = level
             result[order[(i * columns + j) * taps + t]] = (level, exponents[i], h["resolution"])
+    if "decays" in h:  # what was read are signs
+        for decay, i, j in sorted((decays[i], i, j) for (i, j), sign in found.items() if sign):
+            size = 1 + stream.symbol(table_of_sizes(decay, h["top"]))
+            result[order[i * columns * taps + j]] = (size * found[i, j], exponents[i], h["resolution"])
     return result
 
 

@@ -207,7 +207,23 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "top-40000": (file(levels(top=40000)), r"`w` top level: expected at most 32767, found 40000"),
     "offset-129": (file(levels(offset=129)), r"`w` offset: expected at most 256, found 258"),
-    "decay-32": (file(levels(decay=32)), r"`w` decay: expected at most 31, found 32"),
+    "decay-33": (file(levels(decay=33)), r"`w` decay: expected at most 32, found 33"),
+    "decays-of-signs": (
+        file(levels(decay=32, top=1, ranges=((0, 3), (-9, 1)))),
+        r"`w`: decays of rows whose levels are -1 … 1, expected none",
+    ),
+    "row-decay-32": (
+        file(levels(decay=32, ranges=((30, 2), (-9, 1)))),
+        r"`w`: a range within 0 … 31 expected, found 30 … 32",
+    ),
+    "row-decay-minus-1": (
+        file(levels(decay=32, ranges=((-1, 2), (-9, 1)))),
+        r"`w`: a range within 0 … 31 expected, found -1 … 1",
+    ),
+    "row-decays-without-levels": (
+        file(levels(decay=32, ranges=((0, 3), (-9, 1)))),
+        r"entropy-coded part: it is missing",
+    ),
     "resolution-0": (file(levels(resolution=0)), r"`w`: an exponent resolution of 0"),
     "resolution-65537": (file(levels(resolution=65537)), r"`w` resolution: expected at most 65536, found 65537"),
     "exponent-401": (file(levels(ranges=((400, 1),))), r"`w`: a range within -400 … 400 expected, found 400 … 401"),
