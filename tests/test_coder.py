@@ -146,15 +146,14 @@ def test_frequencies_of_sizes_are_these_numbers_on_every_machine(
     assert size_frequencies(*arguments).tolist() == literal
 
 
-def test_bits_of_sizes_are_what_the_frequencies_charge(rng: np.random.Generator) -> None:
-    for top in (2, 7, 200):
-        sizes = np.minimum(rng.geometric(0.2, (3, 50)), top)
-        sizes[0, 0] = top
-        found = coder.bits_of_sizes(np.full(3, 50), sizes.sum(1) - 50, top)
-        for row, decay in np.ndindex(3, 32):
-            charged = size_frequencies(decay, top)[sizes[row] - 1]
-            if charged.min() > 1000:  # below, the unit that each has at least counts
-                assert found[row, decay] == pytest.approx(-np.log2(charged / TOTAL).sum(), rel=1e-3)
+def test_bits_of_sizes_are_what_the_frequencies_charge() -> None:
+    for top in (1, 2, 7, 200):
+        further, first = coder.geometric(top)
+        for decay in range(32):
+            charged = size_frequencies(decay, top)
+            usual = np.flatnonzero(charged > 1000)  # below, the unit that each has at least counts
+            expected = -np.log2(charged[usual] / TOTAL)
+            assert first[decay] + usual * further[decay] == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
 def test_prices_are_what_the_frequencies_charge() -> None:

@@ -127,21 +127,10 @@ def size_frequencies(decay: int, top: int) -> Ints:
     return table
 
 
-def bits_of_sizes(counts: Ints, excess: Ints, top: int) -> NDArray[np.float64]:
-    """(rows, 32) bits of the sizes of a row's living levels at each decay, but for rounding of the frequencies.
-
-    Args:
-        counts: (rows,) living levels of each row.
-        excess: (rows,) sum of what their absolute values have above one.
-        top: largest absolute level, >= 1.
-    """
-    further, whole = geometric(top)
-    return counts[:, None] * whole + excess[:, None] * further
-
-
 @lru_cache(maxsize=64)
 def geometric(top: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(32,) bits of each further level, and of the first, at each decay, where there are `top` levels."""
+    """(32,) bits of each further level, and of the first, at each decay, where there are `top` levels: `frequencies`
+    but for rounding."""
     mean = np.exp2((np.arange(DECAYS) - 8) / 2)
     further = np.log2((1 + mean) / mean)
     return further, np.log2((1 - np.exp2(-further * top)) / (1 - np.exp2(-further)))
