@@ -188,7 +188,7 @@ def test_a_run_that_holds_goes_on_bit_for_bit_from_its_state() -> None:
 
 
 def test_a_target_is_met_by_a_network_that_holds_and_which_holds_what_was_trimmed_no_more() -> None:
-    run = Run(target="25 %", total_steps=300)
+    run = Run(target="15 %", total_steps=300)
     run.train(0, 30)
     run.compressor.hold()
     run.train(30, 299)
