@@ -421,8 +421,8 @@ def test_the_size_counts_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rate", RATES)
 def test_gamma_scales_the_price_and_its_gradient_at_any_time(rate: Rate) -> None:
     compressor = SelfCompressor(mlp().double(), (torch.randn(2, 6).double(),), gamma=0.25, rate=rate)
-    tensors = [c.quantizer.bits for c in compressor.compressed] + [c.quantizer.exponent for c in compressor.compressed]
-    tensors += [c.original for c in compressor.compressed]
+    tensors = [p for c in compressor.compressed for p in (c.original, c.quantizer.exponent)]
+    tensors += [c.quantizer.bits for c in compressor.compressed] if rate == "bit-depth" else []
     prices, grads = [], []
     for gamma in (0.25, 1.0, 0.0, 3.0):
         compressor.gamma = gamma
@@ -438,15 +438,18 @@ def test_gamma_scales_the_price_and_its_gradient_at_any_time(rate: Rate) -> None
     assert not any(g.any() for g in grads[2] if g is not None)
 
 
-def test_code_length_pulls_at_weights_formats_and_biases() -> None:
+def test_code_length_pulls_at_weights_steps_and_biases_and_clips_nothing() -> None:
     compressor = SelfCompressor(mlp(), (torch.randn(2, 6),), initial_bits=4.0)
     assert {c.name for c in compressor.compressed} == {"0.weight", "0.bias", "2.weight", "2.bias"}
     with torch.no_grad():
         for c in compressor.compressed:
-            c.original[0] *= 2  # beyond the range, where bits matter
+            c.original[0] *= 40
+            assert (c.levels()[0].abs().max() > 100) == bool(c.original[0].any())  # four bits to begin with
     compressor.penalty().backward()
     for c in compressor.compressed:
-        for parameter in (c.original, c.quantizer.bits, c.quantizer.exponent):
+        assert c.quantizer.bits.tolist() == pytest.approx([FILE_BITS] * len(c.quantizer.bits))
+        assert c.quantizer.bits.grad is None
+        for parameter in (c.original, c.quantizer.exponent):
             assert parameter.grad is not None
             assert parameter.grad.any(), c.name
         inside = c.original.grad != 0
@@ -626,7 +629,7 @@ def test_training_goes_on_as_that_of_a_network_built_small(rate: Rate, make: str
     large, tensors = stored(compressor.model), stored(small)
     for name, tensor in tensors.items():
         tensor.data = sliced(name, large[name])
-        if isinstance(tensor, nn.Parameter):
+        if tensor.requires_grad:
             states = optimizer.state[large[name]]
             assert states or (make == "sgd" and large[name].grad is None)
             twin_optimizer.state[tensor] = {key: sliced(name, value) for key, value in states.items()}
@@ -644,7 +647,7 @@ def test_training_goes_on_as_that_of_a_network_built_small(rate: Rate, make: str
         for name, tensor in tensors.items():
             assert large[name].shape == tensor.shape
             assert torch.allclose(large[name].double(), tensor.double(), rtol=1e-12, atol=1e-12), name
-            if isinstance(tensor, nn.Parameter):
+            if tensor.requires_grad:
                 ours, theirs = optimizer.state[large[name]], twin_optimizer.state[tensor]
                 assert ours.keys() == theirs.keys()
                 for key, value in ours.items():
@@ -677,7 +680,7 @@ def test_without_looks_nothing_is_ever_cut() -> None:
 
 
 def test_bit_depths_stay_within_what_the_file_holds() -> None:
-    compressor = SelfCompressor(mlp(), (torch.randn(2, 6),), gamma=0.0)
+    compressor = SelfCompressor(mlp(), (torch.randn(2, 6),), gamma=0.0, rate="bit-depth")
     bits = weight(compressor, "0.weight").quantizer.bits
     bits.data[:2] = torch.tensor([-3.0, 40.0])
     optimizer = torch.optim.SGD(compressor.param_groups(lr=0.0), lr=0.0)
@@ -762,7 +765,7 @@ def test_an_optimizer_made_before_is_refused(of: Callable[[nn.Module], Any], wha
     ("lacking", "what"), [("bits", "bit depths"), ("exponent", "exponents"), ("original", "weight")]
 )
 def test_an_optimizer_that_lacks_something_is_refused_by_name(lacking: str, what: str) -> None:
-    compressor, _, x, y = attached()
+    compressor, _, x, y = attached(rate="bit-depth")
     names = [n for n, _ in compressor.model.named_parameters() if not (n.startswith("2.") and n.endswith(lacking))]
     optimizer = torch.optim.SGD([compressor.model.get_parameter(n) for n in names], lr=0.01)
     forward_backward(compressor, optimizer, x, y)
@@ -1138,7 +1141,7 @@ def test_param_groups_hold_every_parameter_exactly_once(build: Callable[[], nn.M
     groups = compressor.param_groups(lr=0.25, weight_decay=0.125)
     held = [p for group in groups for p in group["params"]]
     assert len({id(p) for p in held}) == len(held)
-    assert {id(p) for p in held} == {id(p) for p in compressor.model.parameters()}
+    assert {id(p) for p in held} == {id(p) for p in compressor.model.parameters() if p.requires_grad}
     names = {id(p): n for n, p in stored(compressor.model).items()}
     for group in groups:
         for p in group["params"]:
@@ -1305,7 +1308,7 @@ def test_clipping_and_schedules_reach_formats_and_go_on_after_a_cut() -> None:
         (F.cross_entropy(compressor.model(x), y) + compressor.penalty()).backward()
         norm = torch.nn.utils.clip_grad_norm_(compressor.model.parameters(), 0.01)
         assert norm > 0.01
-        grads = [p.grad for p in compressor.model.parameters()]
+        grads = [p.grad for p in compressor.model.parameters() if p.requires_grad]
         assert torch.stack([g.norm() for g in grads]).norm().item() == pytest.approx(0.01, rel=1e-3)
         assert any(bool(c.quantizer.exponent.grad.any()) for c in compressor.compressed)
         optimizer.step()
@@ -1318,7 +1321,7 @@ def test_clipping_and_schedules_reach_formats_and_go_on_after_a_cut() -> None:
 def test_autocast_leaves_the_price_in_full_precision() -> None:
     compressor = SelfCompressor(Residual(), (torch.randn(2, 1, 8, 8),), check_every=2, gamma=0.2, initial_bits=4.0)
     kill(compressor, *DEAD)
-    tensors = [p for c in compressor.compressed for p in (c.original, c.quantizer.bits, c.quantizer.exponent)]
+    tensors = [p for c in compressor.compressed for p in (c.original, c.quantizer.exponent)]
     expected = compressor.penalty()
     expected_grads = torch.autograd.grad(expected, tensors)
     with torch.autocast("cpu", torch.bfloat16):

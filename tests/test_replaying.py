@@ -90,7 +90,7 @@ def compressing(**options: Any) -> tuple[nn.Module, sc.SelfCompressor, torch.opt
     "options",
     [
         {"gamma": 3.0},
-        {"target": "5 %", "total_steps": 300},
+        {"target": "2 %", "total_steps": 300},
         {"target": "10 % and 30 % MACs", "total_steps": 300},
         {"gamma": 0.5, "rate": "bit-depth"},
         {"gamma": 1.0, "activation_bits": 6.0},

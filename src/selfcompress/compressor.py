@@ -41,7 +41,7 @@ from .fitting import context_bits, fit_levels, side_bits
 from .holding import Holding
 from .packing import contents_of, pack
 from .pricing import Prices, plan_prices
-from .quantizer import GRIDS, MAX_BITS, Grid
+from .quantizer import GRIDS, MAX_BITS, ChannelQuantizer, Grid
 from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 from .shrinking import Kept, Plan, Positions, apply_plan, check_copy, find_dead, resize, silence_step
 from .sites import round_activations
@@ -50,13 +50,13 @@ from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
-STATE_VERSION = 5
+STATE_VERSION = 6
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 INITIAL_BITS = 8.0
-BITS_ABOVE = 0.5
-"""A network starts with so many bits a weight more than its target has: the size is to fall to it, not to rise, and by
-little, as formats of many bits answer slowly."""
+BITS_ABOVE = 2.0
+"""A network starts with so many bits a weight more than its target has: the size is to fall to it, and some way, as what
+has fallen below comes back slowly."""
 ACTIVATION_GAMMA = 0.0003
 INT8_BITS = 7.999
 """Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""
@@ -120,7 +120,8 @@ class SelfCompressor:
         rate: `"code-length"`, the bits that the file takes, or `"bit-depth"`, as published.
         grid: `"symmetric"` or `"eq1"`; None takes symmetric for code length, eq. 1 for bit depth.
         coupled: for bit depth, eq. 5 in place of eq. 4.
-        initial_bits: bit depth to start from. None for 8, or more where a target leaves room for more.
+        initial_bits: bit depth to start from, which just reaches the largest weight of each channel. None for 8, or
+            more where a target leaves room for more.
         activation_bits: bit depth, 2 … 8, from which activations start that convolutions and linear layers read, or
             convolutions give (see `sites.py`); their steps and bits are learned, too. None leaves them in float.
         activation_gamma: weight >= 0 of these bits in the loss: nats per bit that a number has in the mean.
@@ -231,8 +232,10 @@ class SelfCompressor:
             INT8_BITS if activation_bits is not None and c.quantizer.axis is not None else FILE_BITS
             for c in self.compressed
         ]
-        for tensor in self.compressed:
+        for tensor, most in zip(self.compressed, self._most_bits, strict=True):
             tensor.quantizer.compiled = compile
+            if not published:
+                _learn_step_alone(tensor.quantizer, most)
         self.activation_bits, self.activation_gamma = activation_bits, activation_gamma
         self.activations = Activations()
         if activation_bits is not None:
@@ -285,18 +288,19 @@ class SelfCompressor:
         Args:
             lr: learning rate of the network's own parameters.
             weight_decay: of compressed weights only; biases, norms and formats have none.
-            format_lr: learning rate of bit depths and exponents, in bits and octaves. None takes 10·lr for code length
-                and, as published, 0.5 for bit depth.
+            format_lr: learning rate of exponents, and of bit depths that learn, in octaves and bits. None takes 10·lr
+                for code length and, as published, 0.5 for bit depth.
 
         For bit depth the groups also carry the published epsilons, 1e-3 for formats and 1e-5 for all else, which Adam
         and its kin read.
 
         Returns:
-            Three groups: compressed weights, other parameters, formats. Together all parameters of the model.
+            Three groups: compressed weights, other parameters, formats. Together all parameters of the model but the
+            bit depths where they do not learn, which is for code length.
         """
         weights = [c.original for c in self._weights]
         formats = self._formats()
-        taken = {id(p) for p in (*weights, *formats)}
+        taken = {id(p) for p in (*weights, *formats, *(c.quantizer.bits for c in self.compressed))}
         others = [p for p in self.model.parameters() if id(p) not in taken]
         published = self.rate == "bit-depth"
         if format_lr is None:
@@ -312,8 +316,12 @@ class SelfCompressor:
         return [group for group in groups if group["params"]]
 
     def _formats(self) -> list[nn.Parameter]:
-        formats = [p for c in self.compressed for p in (c.quantizer.bits, c.quantizer.exponent)]
-        return [*formats, *self.activations.parameters()]
+        """The parameters of formats that learn, or did until they settled."""
+        quantizers = [c.quantizer for c in self.compressed]
+        of_weights = [
+            p for q in quantizers for p in ((q.bits, q.exponent) if self.rate == "bit-depth" else (q.exponent,))
+        ]
+        return [*of_weights, *self.activations.parameters()]
 
     @property
     def _learning(self) -> bool:
@@ -898,6 +906,16 @@ class _Source:
     """The inputs that belong to the class …"""
     owners: Tensor
     """… and to which of its members."""
+
+
+def _learn_step_alone(quantizer: ChannelQuantizer, most: float) -> None:
+    """Leave a format its exponent to learn: where a code is paid for, a level costs what it costs, at any range.
+
+    A range that is learned, too, clips the largest weights of a channel, whose gradients are a hundred times those of
+    rounding and fall on the exponent as well: it then answers its price ten times more slowly (`docs/log.md`).
+    """
+    quantizer.bits.data.fill_(most)
+    quantizer.bits.requires_grad_(False)
 
 
 def _checked_gamma(value: float) -> float:
