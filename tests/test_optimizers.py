@@ -277,7 +277,7 @@ def test_several_optimizers_may_share_the_work() -> None:
         compressor.step(optimizers)
     first, bias = (compressor.compressed[i] for i in (0, 1))
     assert optimizers[0].state[first.original]["momentum_buffer"].shape == (4, 5)
-    assert optimizers[1].state[first.quantizer.bits]["exp_avg"].shape == (4,)
+    assert optimizers[1].state[first.quantizer.exponent]["exp_avg"].shape == (4,)
     assert optimizers[1].state[bias.original]["exp_avg"].shape == (4,)
     x, y = next(batches(1))
     step(compressor, optimizers, x, y)
@@ -305,13 +305,15 @@ def test_a_gradient_in_flight_is_cut_and_added_to() -> None:
     second = dict(alone.named_parameters())
     cut = 0
     for name, p in compressor.model.named_parameters():
+        if not p.requires_grad:
+            continue
         axis = changed_axis(shapes[name], p.shape)
         cut += axis is not None
         expected = by_hand(before[name], shapes[name], axis)
         extra = second[name].grad
         assert p.grad is not None
         assert torch.equal(p.grad, expected if extra is None else expected + extra), name
-    assert cut == 5  # two weights, a bias, the formats of the first weight
+    assert cut == 4  # two weights, a bias, the steps of the first weight
 
 
 # Averages

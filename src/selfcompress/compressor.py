@@ -55,8 +55,8 @@ EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 INITIAL_BITS = 8.0
 BITS_ABOVE = 2.0
-"""A network starts with so many bits a weight more than its target has: the size is to fall to it, and some way, as what
-has fallen below comes back slowly."""
+"""A network starts with so many bits a weight more than its target has: the size is to fall to it, and some way, as
+what has fallen below comes back slowly."""
 ACTIVATION_GAMMA = 0.0003
 INT8_BITS = 7.999
 """Weights that are multiplied with rounded activations have so many bits at most: no level is beyond ±127."""

@@ -1,6 +1,7 @@
 """Real weights <-> integer levels, with a learned number format for every output channel.
 
-A format is a pair (bits b, exponent e), both real and trained. Two grids:
+A format is a pair (bits b, exponent e), both real. As published both are trained; for code length b stays at the most
+that a file holds, and nothing is clipped. Two grids:
 
 - `"eq1"`, as published (Cséfalvay & Imber, arXiv 2301.13142, eq. 1): levels -round(2^(b-1)) … round(2^(b-1) - 1), so
   b = 0 gives exactly zero, and any 0 < b <= log2(3) is a working {-1, 0} channel;
@@ -153,7 +154,7 @@ class ChannelQuantizer(nn.Module):
     """The parametrization that makes one tensor compressible: attach it with `torch.nn.utils.parametrize`.
 
     Attributes:
-        bits: (C,) trained bit depth of each channel, in bits.
+        bits: (C,) bit depth of each channel, in bits; trained for the published rate.
         exponent: (C,) trained base-2 logarithm of each channel's step.
         axis: axis of the output channels, or None for one format for the whole tensor.
         groups: groups of a transposed convolution, else 1.
