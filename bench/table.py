@@ -42,6 +42,7 @@ METHODS = {
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
 }
+PANELS_IN_A_LINE = 3
 SETTINGS = {"gamma": "γ = ", "epochs": "epochs ", "settle": "settle ", "hold": "hold "}
 """What a setting in the name of a row is called in the table."""
 
@@ -123,9 +124,11 @@ def plot(path: Path) -> None:
     """Error against bytes, both axes logarithmic, with the standard deviation over seeds where there are several."""
     shown = {n: {m: found for m in METHODS if (found := records(n, m))} for n in NETWORKS}
     shown = {network: methods for network, methods in shown.items() if len(methods) > 1}
-    figure = Figure(figsize=(5.2 * len(shown), 4.2), layout="constrained")
+    lines = -(-len(shown) // PANELS_IN_A_LINE)
+    figure = Figure(figsize=(5.2 * PANELS_IN_A_LINE, 4.2 * lines), layout="constrained")
     colors = {method: f"C{number}" for number, method in enumerate(METHODS)}
-    for axes, (network, methods) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    for place, (network, methods) in enumerate(shown.items(), 1):
+        axes = figure.add_subplot(lines, PANELS_IN_A_LINE, place)
         for method, found in methods.items():
             worse = "loss" if network == "gpt" else "error_percent"
             points = sorted((r["file_bytes"]["mean"], r["file_bytes"]["std"], *r[worse].values()) for _, r in found)
