@@ -115,7 +115,8 @@ def trainings() -> str:
         "all of a task have the same epochs (40, 25, 15, 10, 30, 100 and 8), schedule and augmentation. MACs:\n"
         "multiply-accumulates for one image, or for 128 characters. Loss said: bytes that the loss charged for at\n"
         "the end, over those of the file; above 100 % where the file was written anew since, with a shorter header.\n"
-        "Teacher: the float network of that task and schedule.\n"
+        "Teacher: the float network of that task and schedule. Code length in 30 epochs is by steps that learn alone,\n"
+        "the other rows by code from before (docs/log.md); a record names the source that made it.\n"
         "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
