@@ -133,6 +133,21 @@ def heads() -> Contents:
     return Contents((weight, Number("attn.num_heads", 2), Number("attn.width", 2**31)))
 
 
+def _image(levels: np.ndarray, *, decay: int = 4, decays: list[int] | None = None) -> LevelTensor:
+    """A layer that reads lines of 6, of which the weights of neighbours say what to expect."""
+    return _levels(
+        "image.weight",
+        levels.reshape(4, 30),
+        (4, 30),
+        exponents=[-9, -8, -9, -7],
+        offset=33,
+        decay=decay,
+        rows=[0, 1, -1, 0],
+        context=Context(6, (-4, 3), (5, -6), 24),
+        decays=decays,
+    )
+
+
 def lines() -> Contents:
     """Weights whose neighbours say what to expect: in lines of 6, in kernels of 3, and with no neighbour in reach."""
     k = np.arange(4 * 30)
@@ -141,15 +156,7 @@ def lines() -> Contents:
     small = np.array([[0, 0, 0, 0], [1, -1, 0, 2], [0, 0, 0, 0]])
     return Contents(
         (
-            _levels(
-                "image.weight",
-                image.reshape(4, 30),
-                (4, 30),
-                exponents=[-9, -8, -9, -7],
-                offset=33,
-                rows=[0, 1, -1, 0],
-                context=Context(6, (-4, 3), (5, -6), 24),
-            ),
+            _image(image),
             _levels(
                 "kernel.weight",
                 kernel.reshape(3, 2, 3, 3),
@@ -172,17 +179,7 @@ def decays() -> Contents:
     mixed = np.array([[5, -1, 0, 300], [0, 0, 0, 0], [1, 1, 0, -1], [0, -9, 0, 2]])
     return Contents(
         (
-            _levels(
-                "image.weight",
-                image.reshape(4, 30),
-                (4, 30),
-                exponents=[-9, -8, -9, -7],
-                offset=33,
-                decay=0,
-                rows=[0, 1, -1, 0],
-                context=Context(6, (-4, 3), (5, -6), 24),
-                decays=[0, 12, 31, 12],
-            ),
+            _image(image, decay=0, decays=[0, 12, 31, 12]),
             _levels("mixed.weight", mixed, (4, 4), exponents=[3, 3, 3], decay=0, columns=[0, 1, -1], decays=[20, 0, 9]),
             _levels("same.weight", 2 * mixed, (4, 4), exponents=[0, 0, 0], decay=0, decays=[7, 7, 7]),
         )
