@@ -77,7 +77,7 @@ ROWS: dict[str, Recipe] = {
 }
 
 CIFAR = replace(
-    default_recipe("cifar10", "resnet9"), epochs=100, batch_size=512, lr=2e-3, weight_decay=0.1, label_smoothing=0.1,
+    default_recipe("cifar10", "resnet9"), epochs=100, batch_size=512, optimizer="sgd", lr=0.4, weight_decay=5e-4,
     cutout=8, anneal=0.8, precision="bfloat16",
 )  # fmt: skip
 FULL: dict[str, Recipe] = {

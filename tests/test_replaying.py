@@ -36,10 +36,10 @@ class Rerun:
 
     def look(self) -> list[object]:
         """All that a graph has baked in."""
-        model, optimizer = self.step.model, self.step.optimizer
+        model, optimizers = self.step.model, self.step.optimizers
         places: list[object] = [(p.data_ptr(), p.shape) for p in (*model.parameters(), *model.buffers())]
         places += [module.training for module in model.modules()]
-        places += [group["weight_decay"] for group in optimizer.param_groups]
+        places += [group["weight_decay"] for optimizer in optimizers for group in optimizer.param_groups]
         if self.step.compressor is not None:
             places += [id(table.zero) for table in self.step.compressor._tables.values()]
             places += list(self.step.compressor.prices.values())
@@ -48,7 +48,8 @@ class Rerun:
     def replay(self, batch: tuple[Tensor, ...]) -> Tensor:
         assert [t.shape for t in batch] == self.shapes
         assert self.look() == self.seen
-        self.step.optimizer.zero_grad()
+        for optimizer in self.step.optimizers:
+            optimizer.zero_grad()
         loss: Tensor = self.compute(*batch)
         return loss
 

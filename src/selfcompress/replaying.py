@@ -7,7 +7,7 @@ else has changed that a step is made of. Steps in between, and all steps on othe
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,9 +31,9 @@ class ReplayedStep:
 
     Args:
         model: the network.
-        optimizer: trains it. To be replayed, those that ask for it need `capturable=True`, and a learning rate that
-            changes from step to step has to be a tensor (`torch.optim.Adam(groups, lr=torch.tensor(1e-3))`); torch's
-            schedulers take such ones, too.
+        optimizer: trains it, or all of those that do. To be replayed, those that ask for it need `capturable=True`, and
+            a learning rate that changes from step to step has to be a tensor (`torch.optim.Adam(groups,
+            lr=torch.tensor(1e-3))`); torch's schedulers take such ones, too.
         loss_of: computes the task's loss, a scalar, from the tensors of a batch.
         compressor: its penalty is added; None for a network that is trained in float.
 
@@ -45,11 +45,12 @@ class ReplayedStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         loss_of: Callable[..., Tensor],
         compressor: SelfCompressor | None = None,
     ) -> None:
-        self.model, self.optimizer, self.loss_of, self.compressor = model, optimizer, loss_of, compressor
+        self.model, self.loss_of, self.compressor = model, loss_of, compressor
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self.replayed = 0
         self.refused = ""
         self._last: object = None
@@ -70,10 +71,10 @@ class ReplayedStep:
             self._valid = False
         self._last = fixed
         if loss is None:
-            self.optimizer.zero_grad()
+            self._zero_grad()
             loss = self._compute(*batch)
         if self.compressor is not None:
-            self.compressor.step(self.optimizer)
+            self.compressor.step(self.optimizers)
         return loss
 
     def _compute(self, *batch: Tensor) -> Tensor:
@@ -81,8 +82,13 @@ class ReplayedStep:
         loss = self.loss_of(*batch)
         whole = loss if self.compressor is None else loss + self.compressor.penalty()
         whole.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss.detach()
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def _fixed(self, batch: tuple[Tensor, ...]) -> object:
         """Whatever a recorded step repeats and must not have changed since; None if it should not be recorded now."""
@@ -93,7 +99,8 @@ class ReplayedStep:
             return None
         hyper = tuple(
             tuple((key, value) for key, value in group.items() if key != "params" and not isinstance(value, Tensor))
-            for group in self.optimizer.param_groups
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
         )
         modes = tuple(module.training for module in self.model.modules())
         trained = tuple(parameter.requires_grad for parameter in self.model.parameters())
@@ -102,7 +109,7 @@ class ReplayedStep:
     def _replay(self, batch: tuple[Tensor, ...]) -> Tensor | None:
         """Replay a step, recorded before or now; None if it cannot be recorded."""
         if self._recording is None or not self._valid:
-            self.optimizer.zero_grad()  # gradients are made within the graph, at places of their own
+            self._zero_grad()  # gradients are made within the graph, at places of their own
             try:
                 self._recording = self._record(batch)
             except RuntimeError as error:  # torch's own kinds are of this one, too
@@ -127,7 +134,7 @@ class ReplayedStep:
                 return _Recording(self._compute, batch, before)
             except RuntimeError:  # of that memory, perhaps, and not of the step: so once more without
                 self._lends = False
-                self.optimizer.zero_grad()
+                self._zero_grad()
         del before
         if not self._lends:
             torch.cuda.empty_cache()  # or the memory of all graphs that have gone is kept until there is none left

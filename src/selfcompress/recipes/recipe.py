@@ -63,11 +63,11 @@ class Recipe:
     batch_size: int = 128
     """Examples per step, >= 1."""
     optimizer: Optimizer = "adam"
-    """`adam`, `adamw` or `sgd`."""
+    """`adam`, `adamw` or `sgd`. Beside `sgd` the number formats have an Adam of their own."""
     lr: float = 1e-3
     """Learning rate of the weights, > 0. The number formats have their own."""
     momentum: float = 0.9
-    """Momentum of `sgd`, 0 … 1; the others do not use it."""
+    """Nesterov's momentum of `sgd`, 0 … 1; the others do not use it."""
     weight_decay: float = 0.0
     """Weight decay of the weights, >= 0; never on biases, norms or formats."""
     label_smoothing: float = 0.0

@@ -63,7 +63,9 @@ CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FILE = "net.scn"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+FORMAT_LR = 0.02
+"""Learning rate of the formats, in octaves, beside weights that are trained by SGD: ten times that of an Adam."""
 EVALUATION_BATCH = 250
 """Examples that are scored at once on a CPU; an accelerator takes ten times as many."""
 NORM_BATCHES = 200
@@ -198,8 +200,9 @@ class _Job:
     dataset: Dataset
     model: nn.Module
     compressor: SelfCompressor | None
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     base_lrs: list[float]
+    """Of all groups of the optimizers, in order, before the schedule."""
     records: list[EpochRecord]
     float_bytes: int
     step: ReplayedStep
@@ -353,24 +356,26 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         )
         if checkpoint is not None:
             compressor.load_state_dict(checkpoint["compressor"])
-        groups = compressor.param_groups(lr=recipe.lr, weight_decay=recipe.weight_decay)
+        format_lr = FORMAT_LR if recipe.optimizer == "sgd" and recipe.rate == "code-length" else None
+        *groups, formats = compressor.param_groups(lr=recipe.lr, weight_decay=recipe.weight_decay, format_lr=format_lr)
     else:
         if checkpoint is not None:
             model.load_state_dict(checkpoint["model"])
-        groups = _float_groups(model, recipe)
-    optimizer = _make_optimizer(recipe, groups, device)
-    base_lrs = [group["lr"] for group in optimizer.param_groups]
+        groups, formats = _float_groups(model, recipe), None
+    optimizers = _make_optimizers(recipe, groups, formats, device)
+    base_lrs = [group["lr"] for group in _groups(optimizers)]
     records: list[EpochRecord] = []
     if checkpoint is not None:
-        optimizer.load_state_dict(_for_here(checkpoint["optimizer"], optimizer))
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(_for_here(state, optimizer))
         records = [EpochRecord(**values) for values in checkpoint["records"]]
         torch.set_rng_state(checkpoint["random"]["cpu"])
         if device.type == "cuda" and "cuda" in checkpoint["random"]:
             torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
-    for group in optimizer.param_groups if recipe.optimizer != "sgd" and device.type == "cuda" else ():
+    for group in _groups(optimizers) if device.type == "cuda" else ():
         group["lr"] = torch.tensor(float(group["lr"]), device=device)  # one that a recorded step reads
-    step = ReplayedStep(model, optimizer, partial(_task_loss, recipe, model, teacher), compressor)
-    return _Job(recipe, folder, device, dataset, model, compressor, optimizer, base_lrs, records, float_bytes, step)
+    step = ReplayedStep(model, optimizers, partial(_task_loss, recipe, model, teacher), compressor)
+    return _Job(recipe, folder, device, dataset, model, compressor, optimizers, base_lrs, records, float_bytes, step)
 
 
 def check_origin(start: str, recipe: Recipe) -> None:
@@ -445,14 +450,26 @@ def _float_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _make_optimizer(recipe: Recipe, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+def _make_optimizers(
+    recipe: Recipe, groups: list[dict[str, Any]], formats: dict[str, Any] | None, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """Those that train the groups of the network and that of the formats between them.
+
+    Beside SGD formats have an Adam of their own: their gradients differ from row to row by powers of ten.
+    """
     on_cuda = device.type == "cuda"
     fused = True if on_cuda else None  # one kernel in place of twenty; None leaves the choice to torch
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused, capturable=on_cuda)
-    return torch.optim.Adam(groups, lr=recipe.lr, fused=fused, capturable=on_cuda)
+        nesterov = recipe.momentum > 0
+        sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+        return [sgd] if formats is None else [sgd, torch.optim.Adam([formats], fused=fused, capturable=on_cuda)]
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    everything = groups if formats is None else [*groups, formats]
+    return [kind(everything, lr=recipe.lr, fused=fused, capturable=on_cuda)]
+
+
+def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 def _for_here(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -500,7 +517,7 @@ def _train_epoch(job: _Job, epoch: int, on_step: OnStep | None) -> EpochRecord:
 def _set_schedules(job: _Job, progress: float) -> float:
     """Set learning rates and gamma for the next step; return gamma."""
     factor = job.recipe.lr_factor(progress)
-    for group, lr in zip(job.optimizer.param_groups, job.base_lrs, strict=True):
+    for group, lr in zip(_groups(job.optimizers), job.base_lrs, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * factor)
         else:
@@ -571,7 +588,7 @@ def _write_checkpoint(job: _Job) -> None:
         "compress": job.compressor is not None,
         "recipe": job.recipe.to_dict(),
         "records": [asdict(record) for record in job.records],
-        "optimizer": job.optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in job.optimizers],
         "random": random,
     }
     if job.compressor is not None:
