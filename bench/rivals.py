@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness import LENET, MLP, RECORDS, RESNET, RESNET_LONG, finish, keep, show, summarize
+from harness import LENET, MLP, RECORDS, RESNET, RESNET_LONG, finish, keep, name_only, show, summarize
 from selfcompress import SelfCompressor, load, save
 from selfcompress.container import (
     Contents,
@@ -62,17 +62,21 @@ from selfcompress.recipes.training import (
     EVALUATION_BATCH,
     FILE,
     FLOAT_FILE,
+    FORMAT_LR,
     RESULT,
     Result,
     build_for,
+    groups_of,
+    load_teacher,
+    make_optimizers,
     settle_norms,
+    task_loss,
 )
 from selfcompress.reporting import EpochRecord, RunSummary
 from selfcompress.scoring import (
     Batch,
     Stopwatch,
     count_living,
-    cross_entropy,
     describe_machine,
     describe_versions,
     file_bytes,
@@ -109,7 +113,7 @@ class Rival:
 
     Attributes:
         model: what is trained, and scored during training.
-        optimizer: its parameter groups carry their starting rates as `initial_lr`.
+        optimizers: their parameter groups carry their starting rates as `initial_lr`.
         compressor: our quantizers, once a method has attached them.
         forms: bytes of the network in each form that the method's file could have taken, by name.
     """
@@ -127,13 +131,9 @@ class Rival:
         decays = ((matrices, task.recipe.weight_decay), (vectors, 0.0))
         self.optimize([{"params": p, "lr": task.recipe.lr, "weight_decay": d} for p, d in decays if p])
 
-    def optimize(self, groups: list[dict[str, Any]]) -> None:
-        """Make the recipe's optimizer for these parameter groups."""
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        if self.task.recipe.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=self.task.recipe.momentum)
-        else:
-            self.optimizer = kinds[self.task.recipe.optimizer](groups)
+    def optimize(self, groups: list[dict[str, Any]], formats: dict[str, Any] | None = None) -> None:
+        """Make the recipe's optimizers for these parameter groups."""
+        self.optimizers = make_optimizers(self.task.recipe, groups, formats, torch.device("cpu"))
 
     def quantize(self, bits: int) -> None:
         """Attach our quantizers with one frozen bit depth; steps are learned, biases stay in float."""
@@ -149,10 +149,11 @@ class Rival:
         )
         for tensor in self.compressor.compressed:
             tensor.quantizer.bits.requires_grad_(False)
-        groups = self.compressor.param_groups(lr=recipe.lr, weight_decay=recipe.weight_decay, format_lr=10 * recipe.lr)
+        format_lr = FORMAT_LR if recipe.optimizer == "sgd" else 10 * recipe.lr
+        groups = self.compressor.param_groups(lr=recipe.lr, weight_decay=recipe.weight_decay, format_lr=format_lr)
         for group in groups:
             group.pop("eps")  # the published method's; the other rows of the task have the optimizer's own
-        self.optimize(groups)
+        self.optimize(groups[:-1], groups[-1])
 
     def begin(self, epoch: int) -> None:
         """Change the network before an epoch (from 1)."""
@@ -164,7 +165,7 @@ class Rival:
     def stepped(self) -> None:
         """Called after every step of the optimizer."""
         if self.compressor is not None:
-            self.compressor.step(self.optimizer)
+            self.compressor.step(self.optimizers)
 
     def sizes(self) -> dict[str, Any]:
         """The part of an `EpochRecord` that says how big the network is now."""
@@ -182,14 +183,15 @@ class Rival:
     def state_dict(self) -> dict[str, Any]:
         compressor = None if self.compressor is None else self.compressor.state_dict()
         model = None if compressor else self.model.state_dict()
-        return {"model": model, "compressor": compressor, "optimizer": self.optimizer.state_dict()}
+        return {"model": model, "compressor": compressor, "optimizers": [o.state_dict() for o in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.compressor is not None:
             self.compressor.load_state_dict(state["compressor"])
         else:
             self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
 
     def write(self, folder: Path) -> Path:
         """Write the network's file."""
@@ -251,7 +253,7 @@ class PruneThenQuantize(Rival):
             ignored_layers=[outputs],
         ).step()
         self.model.zero_grad()
-        groups = self.optimizer.param_groups
+        groups = groups_of(self.optimizers)
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         now = [p for p in (matrices, vectors) if p]
@@ -281,7 +283,7 @@ class PruneThenQuantize(Rival):
 
 
 class DiffQ(Rival):
-    """DiffQ, used as its README says: its quantizer, its penalty, its bits in the same Adam at a rate of 1e-3."""
+    """DiffQ, used as its README says: its quantizer, its penalty, its bits in an Adam at a rate of 1e-3."""
 
     def __init__(self, task: Task, penalty: float) -> None:
         super().__init__(task)
@@ -290,7 +292,9 @@ class DiffQ(Rival):
         self.package = needed("diffq")
         self.weight = penalty
         self.quantizer = self._attach(self.model)
-        self.quantizer.setup_optimizer(self.optimizer, lr=DIFFQ_BITS_LR)
+        if task.recipe.optimizer == "sgd":
+            self.optimizers.append(torch.optim.Adam([{"params": []}]))
+        self.quantizer.setup_optimizer(self.optimizers[-1], lr=DIFFQ_BITS_LR)
 
     def _attach(self, model: nn.Module) -> Any:
         left = [
@@ -499,6 +503,7 @@ def train_rival(
     torch.manual_seed(recipe.seed)
     dataset = load_dataset(recipe.dataset, recipe.data_dir, validation=recipe.validation, shift=recipe.shift)
     rival = start(Task(recipe, dataset))
+    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, recipe, dataset)
     records: list[EpochRecord] = []
     run = {"recipe": asdict(replace(recipe, data_dir=None)), "setting": setting}
     folder.mkdir(parents=True, exist_ok=True)
@@ -510,7 +515,7 @@ def train_rival(
         torch.set_rng_state(state["random"])
         records = [EpochRecord(**values) for values in state["records"]]
     for epoch in range(len(records) + 1, recipe.epochs + 1):
-        record = train_epoch(rival, epoch)
+        record = train_epoch(rival, teacher, epoch)
         records.append(record)
         buffer = io.BytesIO()
         torch.save(
@@ -528,7 +533,7 @@ def train_rival(
     write_result(rival, setting, records, folder)
 
 
-def train_epoch(rival: Rival, epoch: int) -> EpochRecord:
+def train_epoch(rival: Rival, teacher: nn.Module | None, epoch: int) -> EpochRecord:
     """Train one epoch (from 1) and score it."""
     recipe = rival.task.recipe
     rival.begin(epoch)
@@ -538,17 +543,17 @@ def train_epoch(rival: Rival, epoch: int) -> EpochRecord:
     with Stopwatch() as watch:
         for step, (inputs, targets) in enumerate(batches):
             factor = recipe.lr_factor(((epoch - 1) * steps + step) / (recipe.epochs * steps))
-            for group in rival.optimizer.param_groups:
+            for group in groups_of(rival.optimizers):
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                outputs = rival.model(inputs)
-            task = cross_entropy(outputs.float(), targets, recipe.label_smoothing)
+            task = task_loss(recipe, rival.model, teacher, inputs, targets)
             loss = task + rival.penalty()
             if not bool(torch.isfinite(loss.detach())):
                 raise NonFiniteError(f"epoch {epoch}, step {step + 1}: the loss is {float(loss.detach())}")
-            rival.optimizer.zero_grad()
+            for optimizer in rival.optimizers:
+                optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            rival.optimizer.step()
+            for optimizer in rival.optimizers:
+                optimizer.step()
             rival.stepped()
             total += float(task.detach()) * len(inputs)
             examples += len(inputs)
@@ -616,7 +621,7 @@ def run(name: str, recipe: Recipe, method: str, value: float, runs: Path) -> dic
             on_epoch=lambda r: print(f"{name} {recipe.seed}: {r.to_json()}", flush=True),
         ),
     )
-    wanted = asdict(recipe)
+    wanted = asdict(recipe) | {"teacher": name_only(recipe.teacher)}
     wanted.pop("data_dir")
     if (result["recipe"], result["setting"]) != (wanted, setting):
         raise CheckpointError(
@@ -648,13 +653,14 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=0)
     parser.add_argument("--penalty", type=float, help="of diffq: weight of the size in its loss, per 2^20 bytes")
     parser.add_argument("--ratio", type=float, help="of prune-4bit: share of the channels to cut")
+    parser.add_argument("--teacher", help="folder of a float run to learn from")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for row in args.only or ROWS:
         recipe, method = ROWS[row]
-        recipe = replace(recipe, gamma=0.0, data_dir=args.data_dir, validation=args.validation)
+        recipe = replace(recipe, gamma=0.0, data_dir=args.data_dir, validation=args.validation, teacher=args.teacher)
         reported = not args.validation and args.epochs is None
         if args.epochs is not None:
             recipe = replace(recipe, epochs=args.epochs)
@@ -665,6 +671,8 @@ def main() -> None:
             value = chosen.default
         elif value != chosen.default:
             name, command = f"{row}-{value:g}", f"{command} --{chosen.setting} {value:g}"
+        if args.teacher is not None:
+            name, command = f"{name}-teacher", f"{command} --teacher RUN"
         results = []
         for seed in args.seeds:
             results.append(run(name, replace(recipe, seed=seed), method, value, args.runs))

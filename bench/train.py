@@ -70,7 +70,7 @@ ROWS: dict[str, Recipe] = {
     "resnet9-bit-depth": replace(RESNET, gamma=0.1, lr=1e-3, **PUBLISHED),
     "resnet9-code-length": replace(RESNET, gamma=0.15),
     "resnet9-long-float": replace(RESNET_LONG, gamma=0.0),
-    "resnet9-long-bit-depth": replace(RESNET_LONG, gamma=0.1, lr=1e-3, **PUBLISHED),
+    "resnet9-long-bit-depth": replace(RESNET_LONG, gamma=0.1, optimizer="adam", lr=1e-3, **PUBLISHED),
     "resnet9-long-code-length": replace(RESNET_LONG, gamma=0.05),
     "gpt-float": replace(TEXT, gamma=0.0),
     "gpt-code-length": replace(TEXT, gamma=0.1),

@@ -337,7 +337,7 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         recipe.dataset, recipe.data_dir, validation=recipe.validation, shift=recipe.shift, cutout=recipe.cutout
     ).to(device)
     model = build_for(dataset, recipe.network, recipe.width).to(device)
-    teacher = None if recipe.teacher is None else _load_teacher(recipe.teacher, recipe, dataset).to(device)
+    teacher = None if recipe.teacher is None else load_teacher(recipe.teacher, recipe, dataset).to(device)
     if recipe.start is not None and checkpoint is None:
         check_origin(recipe.start, recipe)
         load_weights(recipe.start, into=model)
@@ -362,8 +362,8 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         if checkpoint is not None:
             model.load_state_dict(checkpoint["model"])
         groups, formats = _float_groups(model, recipe), None
-    optimizers = _make_optimizers(recipe, groups, formats, device)
-    base_lrs = [group["lr"] for group in _groups(optimizers)]
+    optimizers = make_optimizers(recipe, groups, formats, device)
+    base_lrs = [group["lr"] for group in groups_of(optimizers)]
     records: list[EpochRecord] = []
     if checkpoint is not None:
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
@@ -372,9 +372,9 @@ def _prepare(recipe: Recipe, folder: Path, compress: bool, checkpoint: dict[str,
         torch.set_rng_state(checkpoint["random"]["cpu"])
         if device.type == "cuda" and "cuda" in checkpoint["random"]:
             torch.cuda.set_rng_state(checkpoint["random"]["cuda"], device)
-    for group in _groups(optimizers) if device.type == "cuda" else ():
+    for group in groups_of(optimizers) if device.type == "cuda" else ():
         group["lr"] = torch.tensor(float(group["lr"]), device=device)  # one that a recorded step reads
-    step = ReplayedStep(model, optimizers, partial(_task_loss, recipe, model, teacher), compressor)
+    step = ReplayedStep(model, optimizers, partial(task_loss, recipe, model, teacher), compressor)
     return _Job(recipe, folder, device, dataset, model, compressor, optimizers, base_lrs, records, float_bytes, step)
 
 
@@ -393,7 +393,7 @@ def check_origin(start: str, recipe: Recipe) -> None:
         )
 
 
-def _load_teacher(path: str, recipe: Recipe, dataset: Dataset) -> nn.Module:
+def load_teacher(path: str, recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The network to learn from, in eval mode and without gradients. That it is made changes no random number."""
     network, width = recipe.network, recipe.width
     if (Path(path) / CHECKPOINT).exists():
@@ -450,7 +450,7 @@ def _float_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _make_optimizers(
+def make_optimizers(
     recipe: Recipe, groups: list[dict[str, Any]], formats: dict[str, Any] | None, device: torch.device
 ) -> list[torch.optim.Optimizer]:
     """Those that train the groups of the network and that of the formats between them.
@@ -468,7 +468,8 @@ def _make_optimizers(
     return [kind(everything, lr=recipe.lr, fused=fused, capturable=on_cuda)]
 
 
-def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+def groups_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """All parameter groups of the optimizers, in order."""
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
@@ -517,7 +518,7 @@ def _train_epoch(job: _Job, epoch: int, on_step: OnStep | None) -> EpochRecord:
 def _set_schedules(job: _Job, progress: float) -> float:
     """Set learning rates and gamma for the next step; return gamma."""
     factor = job.recipe.lr_factor(progress)
-    for group, lr in zip(_groups(job.optimizers), job.base_lrs, strict=True):
+    for group, lr in zip(groups_of(job.optimizers), job.base_lrs, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * factor)
         else:
@@ -542,7 +543,8 @@ def _train_step(job: _Job, inputs: Tensor, targets: Tensor, epoch: int, step: in
     return loss
 
 
-def _task_loss(recipe: Recipe, model: nn.Module, teacher: nn.Module | None, inputs: Tensor, targets: Tensor) -> Tensor:
+def task_loss(recipe: Recipe, model: nn.Module, teacher: nn.Module | None, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a batch in nats, without penalty: against the labels, and the teacher's answers if there is one."""
     answers = None
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         outputs = model(inputs)
