@@ -15,7 +15,7 @@ from selfcompress.container import LevelTensor, read, read_file
 from selfcompress.errors import CheckpointError, UsageError
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import CHECKPOINT, EVALUATION_BATCH, train_float
+from selfcompress.recipes.training import CHECKPOINT, EVALUATION_BATCH, settle_norms, train_float
 from selfcompress.scoring import score_model
 
 BENCH = str(Path(__file__).parent.parent / "bench")
@@ -61,6 +61,11 @@ def test_without_a_method_it_is_float_training_bit_for_bit(tmp_path: Path) -> No
     rivals.train_rival(rivals.Rival, {"method": "none"}, RECIPE, tmp_path / "rival")
     train_float(RECIPE, tmp_path / "ours")
     assert (tmp_path / "rival" / "net.f32").read_bytes() == (tmp_path / "ours" / "net.f32").read_bytes()
+    taught = replace(RECIPE, optimizer="sgd", lr=0.1, weight_decay=5e-4, teacher=str(tmp_path / "ours"), epochs=2)
+    rivals.train_rival(rivals.Rival, {"method": "none"}, taught, tmp_path / "taught rival")
+    train_float(taught, tmp_path / "taught")
+    files = [(tmp_path / name / "net.f32").read_bytes() for name in ("taught rival", "taught", "ours")]
+    assert files[0] == files[1] != files[2]
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, NORMED], ids=["linear", "norms"])
@@ -81,16 +86,30 @@ def test_what_is_reported_is_the_file(tmp_path: Path, method: str, recipe: Recip
     assert score.accuracy > 0.2  # it has learned something: chance is a tenth
 
 
+SGD = {"optimizer": "sgd", "lr": 0.1}
+
+
 @pytest.mark.parametrize(
-    ("method", "after"),
-    [("uniform-4", 1), ("diffq", 1), ("prune-4bit", 1), ("prune-4bit", 3)],  # while it prunes, and when it is done
+    ("method", "after", "changes"),
+    [
+        ("uniform-4", 1, {}),
+        ("diffq", 1, {}),
+        ("prune-4bit", 1, {}),  # while it prunes …
+        ("prune-4bit", 3, {}),  # … and when it is done
+        ("uniform-4", 1, SGD),
+        ("diffq", 1, SGD),
+        ("prune-4bit", 3, SGD),
+    ],
 )
-def test_a_run_that_was_killed_ends_in_the_same_file(tmp_path: Path, method: str, after: int) -> None:
+def test_a_run_that_was_killed_ends_in_the_same_file(
+    tmp_path: Path, method: str, after: int, changes: dict[str, Any]
+) -> None:
     bring(method)
-    whole = run(tmp_path / "whole", method)
+    recipe = replace(RECIPE, **changes)
+    whole = run(tmp_path / "whole", method, recipe)
     with pytest.raises(KilledError):
-        run(tmp_path / "killed", method, kill_after=after)
-    resumed = run(tmp_path / "killed", method)
+        run(tmp_path / "killed", method, recipe, kill_after=after)
+    resumed = run(tmp_path / "killed", method, recipe)
     file = whole["summary"]["file"]
     assert resumed["summary"]["file"] == file
     assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
@@ -128,6 +147,7 @@ def test_all_forms_of_diffq_hold_the_weights_it_computes_with(tmp_path: Path) ->
     assert result["summary"]["file_bytes"] == min(forms.values())
     rival = rivals.DiffQ(rivals.Task(recipe, load_dataset("digits")), 100.0)
     rival.load_state_dict(torch.load(tmp_path / CHECKPOINT, weights_only=True)["rival"])
+    settle_norms(rival.model, rival.task.dataset, recipe, torch.device("cpu"))  # the file's are taken after training
     inputs = rival.task.dataset.example_inputs(8)[0]
     with torch.no_grad():
         wanted = rival.model.eval()(inputs)

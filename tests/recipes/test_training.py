@@ -97,6 +97,23 @@ def test_a_run_stopped_in_its_first_epoch_can_be_resumed(tmp_path: Path) -> None
     assert (tmp_path / "run/net.scn").read_bytes() == (tmp_path / "other/net.scn").read_bytes()
 
 
+def test_beside_sgd_formats_have_an_adam_and_both_go_on_bit_for_bit(tmp_path: Path) -> None:
+    recipe = replace(FIRST, epochs=2, optimizer="sgd", lr=0.1, weight_decay=5e-4)
+    training.train(recipe, tmp_path / "whole")
+    with pytest.raises(training.Interrupted):
+        training.train(recipe, tmp_path / "parts", on_step=stop_at(2, 3, interrupt))
+    of_network, of_formats = training.read_checkpoint(tmp_path / "parts" / training.CHECKPOINT)["optimizers"]
+    assert all(set(state) == {"momentum_buffer"} for state in of_network["state"].values())
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in of_network["param_groups"])
+    assert [group["weight_decay"] for group in of_network["param_groups"]] == [5e-4, 0.0]
+    assert all({"exp_avg", "exp_avg_sq"} <= set(state) for state in of_formats["state"].values())
+    assert len(of_formats["state"]) == 6  # exponents of the weights and of the biases of three layers
+    training.train(recipe, tmp_path / "parts", resume=True)
+    assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
+    files = [(tmp_path / name / training.FILE).read_bytes() for name in ("parts", "whole")]
+    assert files[0] == files[1]
+
+
 def test_a_run_with_rounded_activations_goes_on_bit_for_bit(tmp_path: Path) -> None:
     recipe = replace(FIRST, epochs=2, activation_bits=6.0)
     whole = training.train(recipe, tmp_path / "whole")
