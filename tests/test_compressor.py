@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -705,6 +706,28 @@ def attached(**options: Any) -> tuple[SelfCompressor, torch.optim.Optimizer, Ten
     compressor = SelfCompressor(mlp(), (torch.randn(2, 6),), **options)
     optimizer = torch.optim.SGD(compressor.param_groups(lr=0.01), lr=0.01)
     return compressor, optimizer, *next(batches(dtype=torch.float32))
+
+
+def test_formats_that_hardly_learn_are_worth_one_warning_that_says_what_to_do() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(16, 4)
+    compressor = sc.SelfCompressor(model, (x[:2],), gamma=0.1)
+
+    def step(*optimizers: torch.optim.Optimizer) -> None:
+        (model(x).square().mean() + compressor.penalty()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        compressor.step(optimizers)
+
+    alone = torch.optim.SGD(compressor.param_groups(lr=0.01), momentum=0.9)
+    with pytest.warns(UserWarning, match=r"hardly learn by SGD[^\n]*\nhint: .*Adam\(\[formats\]\)"):
+        step(alone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(alone)  # once is enough
+        *groups, formats = compressor.param_groups(lr=0.01, format_lr=0.02)  # as the hint says
+        step(torch.optim.SGD(groups, momentum=0.9, nesterov=True), torch.optim.Adam([formats]))
+        step(torch.optim.SGD(compressor.param_groups(lr=0.0)))  # nothing is to learn
 
 
 def test_a_step_without_a_penalty_is_refused() -> None:

@@ -15,6 +15,7 @@ resumed run does the same at the same step; the models in use are part of the st
 """
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from .activations import MAX_ACTIVATION_BITS, Activations
@@ -289,7 +290,8 @@ class SelfCompressor:
             lr: learning rate of the network's own parameters.
             weight_decay: of compressed weights only; biases, norms and formats have none.
             format_lr: learning rate of exponents, and of bit depths that learn, in octaves and bits. None takes 10·lr
-                for code length and, as published, 0.5 for bit depth.
+                for code length and, as published, 0.5 for bit depth. Both are rates of an Adam: where weights are
+                trained by SGD, formats, which are the last group, want an Adam of their own, at 0.02.
 
         For bit depth the groups also carry the published epsilons, 1e-3 for formats and 1e-5 for all else, which Adam
         and its kin read.
@@ -658,7 +660,24 @@ class SelfCompressor:
             )
         for number, average in enumerate(averages):
             check_copy(average, self.model, f"averages[{number}]")
+        self._advise(optimizers)
         self._checked = [weakref.ref(one) for one in used]
+
+    def _advise(self, optimizers: Sequence[Optimizer]) -> None:
+        """Warn of an optimizer that formats hardly learn with: it would be found by the size of the files alone."""
+        steps = {id(c.quantizer.exponent) for c in self.compressed if c.quantizer.exponent.requires_grad}
+        for group in (
+            group for optimizer in optimizers if isinstance(optimizer, SGD) for group in optimizer.param_groups
+        ):
+            if self.rate == "code-length" and group["lr"] > 0 and any(id(p) in steps for p in group["params"]):
+                warnings.warn(
+                    "optimizer: number formats hardly learn by SGD, as their gradients are tiny and differ by powers "
+                    "of ten: files come out two to three times as large\n"
+                    "hint: give them an Adam of their own: `*groups, formats = compressor.param_groups(lr=0.1, "
+                    "format_lr=0.02)`, `optimizers = [SGD(groups, momentum=0.9, nesterov=True), Adam([formats])]`, "
+                    "`compressor.step(optimizers)`",
+                    stacklevel=4,
+                )
 
     def _note_backward(self, grad: Tensor) -> None:
         self._backpropagated = True
