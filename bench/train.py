@@ -77,9 +77,8 @@ ROWS: dict[str, Recipe] = {
 }
 
 CIFAR = replace(
-    default_recipe("cifar10", "resnet9"), epochs=100, batch_size=512, optimizer="sgd", lr=0.4, weight_decay=5e-4,
-    cutout=8, anneal=0.8, precision="bfloat16",
-)  # fmt: skip
+    default_recipe("cifar10", "resnet9"), epochs=100, batch_size=512, lr=0.4, cutout=8, precision="bfloat16"
+)
 FULL: dict[str, Recipe] = {
     "resnet9-full-float": replace(CIFAR, gamma=0.0),
     **{f"resnet9-full-{share}%": replace(CIFAR, target=f"{share} %") for share in ("1.5", "0.5", "1", "3", "2")},

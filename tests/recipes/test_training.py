@@ -23,6 +23,7 @@ from selfcompress import SelfCompressor, load, scoring
 from selfcompress.errors import CheckpointError, DataError, FormatError, NonFiniteError, OutputError, UsageError
 from selfcompress.recipes import training
 from selfcompress.recipes.datasets import load_dataset
+from selfcompress.recipes.networks import build_network
 from selfcompress.recipes.recipe import DEFAULT_NETWORKS, Recipe, default_recipe, parse_label
 from selfcompress.recipes.starting import load_weights
 
@@ -592,6 +593,18 @@ def test_a_label_names_data_network_and_width(dataset: str) -> None:
     assert recipe.network == DEFAULT_NETWORKS[dataset]
     assert parse_label(recipe.label) == (dataset, recipe.network, None)
     assert parse_label(replace(recipe, width=16).label) == (dataset, recipe.network, 16)
+
+
+def test_networks_with_norms_learn_colour_images_by_sgd_and_others_do_not() -> None:
+    for network in ("conv5", "resnet9", "resnet20", "vgg16"):
+        for dataset in ("cifar10", "imagefolder"):
+            assert default_recipe(dataset, network).optimizer == "sgd"
+        norms = [
+            m for m in build_network(network, input_shape=(3, 32, 32), num_classes=2).modules() if "Norm" in str(m)
+        ]
+        assert norms, network
+    assert default_recipe("cifar10", "lenet5").optimizer == "adamw"  # at SGD's rate it would not survive
+    assert default_recipe("mnist", "conv5").optimizer == "adam"
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,10 @@ DEFAULT_NETWORKS = {
 """The network for a data set if none is named."""
 
 
+BATCH_NORMED = ("conv5", "resnet9", "resnet20", "vgg16")
+"""Networks that learn colour images best by SGD at a large rate, which norms after every layer bear."""
+
+
 def default_recipe(dataset: str = "digits", network: str | None = None) -> Recipe:
     """The settings found for a data set and a network (None: the data set's usual one).
 
@@ -205,4 +209,7 @@ def default_recipe(dataset: str = "digits", network: str | None = None) -> Recip
         return replace(recipe, epochs=30)
     if dataset == "text":
         return replace(recipe, epochs=10, batch_size=64, optimizer="adamw", weight_decay=0.01, gamma_warmup=0.1)
-    return replace(recipe, epochs=60, optimizer="adamw", weight_decay=5e-4, gamma_warmup=0.1)
+    recipe = replace(recipe, epochs=60, weight_decay=5e-4, gamma_warmup=0.1)
+    if network in BATCH_NORMED:
+        return replace(recipe, optimizer="sgd", lr=0.2, anneal=0.8)
+    return replace(recipe, optimizer="adamw")
