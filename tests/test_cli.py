@@ -83,6 +83,18 @@ def test_train_leaves_a_file_its_record_and_a_plot(run: Path) -> None:
     ]
 
 
+def test_train_takes_another_optimizer_with_its_rate(tmp_path: Path) -> None:
+    options = ["--optimizer", "sgd", "--lr", "0.05", "--weight-decay", "0.0005", "--no-plot", "--out", tmp_path / "run"]
+    result = call("train", *SHORT, *options)
+    assert result.exit_code == 0, result.output
+    recipe = json.loads((tmp_path / "run" / "result.json").read_text())["recipe"]
+    assert (recipe["optimizer"], recipe["lr"], recipe["weight_decay"]) == ("sgd", 0.05, 5e-4)
+    assert call("train", "--resume", "--optimizer", "sgd", *options[-2:]).exit_code == 0  # with no need for a rate
+    refused(call("train", "--resume", "--optimizer", "adam", *options[-2:]), "started with `optimizer` = `sgd`")
+    usual = ["--optimizer", "adam", "--epochs", "1", "--no-plot", "--out", tmp_path / "usual"]
+    assert call("train", *usual).exit_code == 0  # the network's own
+
+
 def test_eval_measures_the_file_without_being_told_what_it_is(run: Path) -> None:
     reported = json.loads((run / "result.json").read_text())["score"]
     result = call("eval", run / "net.scn", "--json")
@@ -192,6 +204,8 @@ def test_a_second_run_does_not_overwrite_the_first(run: Path) -> None:
         (["--gamma", "-1"], "`-1.0`"),
         (["--epochs", "0"], "`0`"),
         (["--settle", "2"], "`settle`"),
+        (["--optimizer", "lion", "--lr", "0.1"], "`lion`"),
+        (["--optimizer", "sgd"], "expected `--lr` beside it: `0.004` is for adam"),
         (["--validation", "5000"], "validation"),
         (["--device", "abacus"], "`abacus`"),
         (["--data", "mnist"], "data"),

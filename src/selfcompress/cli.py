@@ -285,6 +285,14 @@ def train_command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", rich_help_panel=HOW)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.", rich_help_panel=HOW)] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights: adam, adamw or sgd (Nesterov's momentum; formats keep an Adam). Another one than the "
+            "network's own needs --lr, too. [default: sgd for colour images and norms, adamw for text, else adam]",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the weights.", rich_help_panel=HOW)] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="Weight decay of the weights.", rich_help_panel=HOW)
@@ -378,6 +386,7 @@ def train_command(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "optimizer": optimizer,
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "settle": settle,
@@ -404,7 +413,13 @@ def train_command(
                 baseline_run = Path(search.baseline_run)
         recipe = replace(read_recipe(out) if search is None else search.recipe, **given)
     else:
-        recipe = replace(default_recipe(data or "digits", network), **given)
+        usual = default_recipe(data or "digits", network)
+        if optimizer not in (None, usual.optimizer) and lr is None:
+            raise UsageError(
+                f"`--optimizer`: expected `--lr` beside it: `{usual.lr:g}` is for {usual.optimizer}\n"
+                "hint: 0.001 is usual for adam and adamw; 0.02 for sgd, and 0.2 where norms follow every layer"
+            )
+        recipe = replace(usual, **given)
     folder = out or Path("runs") / recipe.label.replace(" ", "-").replace(":", "-")
     if tolerance is not None:
         if baseline:
