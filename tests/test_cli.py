@@ -513,7 +513,9 @@ def test_version_and_help() -> None:
         assert result.exit_code == 0
     text = call("--help").stdout
     assert all(command in text for command in ("train", "sweep", "eval", "inspect", "explain"))
-    assert "digits, mnist, fashion-mnist" in " ".join(call("train", "--help").stdout.replace("│", " ").split())
+    of_train = " ".join(call("train", "--help").stdout.replace("│", " ").split())
+    assert "digits, mnist, fashion-mnist" in of_train
+    assert "(default: the data set's usual one)" in of_train  # in square brackets, Rich would take it for a style
 
 
 def test_a_run_meets_a_size_a_count_and_a_time_that_was_measured_here(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ WHAT, HOW, WHERE = "What to train", "How to train", "Where"
 # options of several commands
 TrainedNetwork = Annotated[
     str | None,
-    typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]", rich_help_panel=WHAT),
+    typer.Option(help=f"Network: {', '.join(NETWORKS)}. (default: the data set's usual one)", rich_help_panel=WHAT),
 ]
 TrainedWidth = Annotated[
     int | None,
@@ -106,21 +106,21 @@ Validation = Annotated[
         rich_help_panel=HOW,
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. [default: cpu]", rich_help_panel=WHERE)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps. (default: cpu)", rich_help_panel=WHERE)]
 DataDir = Annotated[
     Path | None,
     typer.Option(
         envvar="SELFCOMPRESS_DATA", help="Folder that holds the data sets.", rich_help_panel=WHERE, show_default=False
     ),
 ]
-DataOfFile = Annotated[str | None, typer.Option(help="Data set. [default: the one the file names]")]
-NetworkOfFile = Annotated[str | None, typer.Option(help="Network. [default: the one the file names]")]
-WidthOfFile = Annotated[int | None, typer.Option(help="Width of the network. [default: the one the file names]")]
+DataOfFile = Annotated[str | None, typer.Option(help="Data set. (default: the one the file names)")]
+NetworkOfFile = Annotated[str | None, typer.Option(help="Network. (default: the one the file names)")]
+WidthOfFile = Annotated[int | None, typer.Option(help="Width of the network. (default: the one the file names)")]
 KnownData = Annotated[
-    str | None, typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. [default: digits]")
+    str | None, typer.Option(help=f"Data set, without its files: {', '.join(DATASETS)}. (default: digits)")
 ]
 KnownNetwork = Annotated[
-    str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. [default: the data set's usual one]")
+    str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}. (default: the data set's usual one)")
 ]
 KnownWidth = Annotated[
     int | None, typer.Option(help="Channels of the network's first stage, where it has that option.")
@@ -200,7 +200,7 @@ def train_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help=f"Data set: {', '.join(DATASETS)}. [default: digits, which needs no files]", rich_help_panel=WHAT
+            help=f"Data set: {', '.join(DATASETS)}. (default: digits, which needs no files)", rich_help_panel=WHAT
         ),
     ] = None,
     network: TrainedNetwork = None,
@@ -268,13 +268,13 @@ def train_command(
     ] = None,
     grid: Annotated[
         str | None,
-        typer.Option(help="Levels of a weight: symmetric or eq1. [default: the rate's own]", rich_help_panel=HOW),
+        typer.Option(help="Levels of a weight: symmetric or eq1. (default: the rate's own)", rich_help_panel=HOW),
     ] = None,
     activation_bits: Annotated[
         float | None,
         typer.Option(
             help="Learn number formats for activations, too, from so many bits on (2 to 8): int8 exports then compute "
-            "what was trained. [default: activations stay in float]",
+            "what was trained. (default: activations stay in float)",
             rich_help_panel=HOW,
             show_default=False,
         ),
@@ -289,7 +289,7 @@ def train_command(
         str | None,
         typer.Option(
             help="Of the weights: adam, adamw or sgd (Nesterov's momentum; formats keep an Adam). Another one than the "
-            "network's own needs --lr, too. [default: sgd for colour images and norms, adamw for text, else adam]",
+            "network's own needs --lr, too. (default: sgd for colour images and norms, adamw for text, else adam)",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -303,14 +303,14 @@ def train_command(
     settle: Annotated[
         float | None,
         typer.Option(
-            help="Share of the run after which number formats stay as they are. [default: 1, never]",
+            help="Share of the run after which number formats stay as they are. (default: 1, never)",
             rich_help_panel=HOW,
         ),
     ] = None,
     hold: Annotated[
         float | None,
         typer.Option(
-            help="Share of the run after which weights that flip between two levels are held. [default: 1, never]",
+            help="Share of the run after which weights that flip between two levels are held. (default: 1, never)",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -344,7 +344,7 @@ def train_command(
     device: Device = None,
     data_dir: DataDir = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. [default: runs/DATA-NETWORK]", rich_help_panel=WHERE)
+        Path | None, typer.Option(help="Folder of the run. (default: runs/DATA-NETWORK)", rich_help_panel=WHERE)
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder of --out.", rich_help_panel=WHERE)
@@ -521,7 +521,7 @@ def _follow(
 def sweep_command(
     data: Annotated[
         str | None,
-        typer.Option(help=f"Data set: {', '.join(DATASETS)}. [default: digits]", rich_help_panel=WHAT),
+        typer.Option(help=f"Data set: {', '.join(DATASETS)}. (default: digits)", rich_help_panel=WHAT),
     ] = None,
     network: TrainedNetwork = None,
     width: TrainedWidth = None,
@@ -550,12 +550,12 @@ def sweep_command(
     device: Device = None,
     data_dir: DataDir = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the sweep. [default: runs/DATA-NETWORK-sweep]", rich_help_panel=WHERE)
+        Path | None, typer.Option(help="Folder of the sweep. (default: runs/DATA-NETWORK-sweep)", rich_help_panel=WHERE)
     ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
-            help="URL of a database that several processes share, such as postgresql://…. [default: study.db in --out]",
+            help="URL of a database that several processes share, such as postgresql://…. (default: study.db in --out)",
             rich_help_panel=WHERE,
         ),
     ] = None,
