@@ -112,11 +112,12 @@ def trainings() -> str:
     ]
     note = (
         "Mean ± standard deviation over n seeds, of the loaded file, on the test set. Unless a row says its own,\n"
-        "all of a task have the same epochs (40, 25, 15, 10, 30, 100 and 8), schedule and augmentation. MACs:\n"
-        "multiply-accumulates for one image, or for 128 characters. Loss said: bytes that the loss charged for at\n"
-        "the end, over those of the file; above 100 % where the file was written anew since, with a shorter header.\n"
-        "Teacher: the float network of that task and schedule. Code length in 30 epochs is by steps that learn alone,\n"
-        "the other rows by code from before (docs/log.md); a record names the source that made it.\n"
+        "all of a task have the same epochs (40, 25, 15, 30, 100 and 8), schedule and augmentation, and the same\n"
+        "optimizer but for the published method, which has Adam as published. MACs: multiply-accumulates for one\n"
+        "image, or for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file;\n"
+        "above 100 % where the file was written anew since, with a shorter header. Teacher: the float network of that\n"
+        "task and schedule. Rows of LeNet-5, five convolutions and GPT are by code from before steps learned alone\n"
+        "(docs/log.md); a record names the source that made it.\n"
         "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
