@@ -71,12 +71,14 @@ def batches(count: int, last: int = 16) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def by_hand(compressor: sc.SelfCompressor, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+def by_hand(compressor: sc.SelfCompressor, optimizers: list[torch.optim.Optimizer], x: Tensor, y: Tensor) -> float:
     task = F.cross_entropy(compressor.model(x), y)
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     (task + compressor.penalty()).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    compressor.step(optimizer)
+    for optimizer in optimizers:
+        optimizer.step()
+    compressor.step(optimizers)
     return float(task.detach())
 
 
@@ -85,6 +87,11 @@ def compressing(**options: Any) -> tuple[nn.Module, sc.SelfCompressor, torch.opt
     options = {"refresh_every": 7, "check_every": 7} | options
     compressor = sc.SelfCompressor(model, (torch.randn(2, 1, 8, 8),), **options)
     return model, compressor, torch.optim.AdamW(compressor.param_groups(lr=0.02, weight_decay=0.01))
+
+
+def sgd_and_adam(compressor: sc.SelfCompressor) -> list[torch.optim.Optimizer]:
+    *groups, formats = compressor.param_groups(lr=0.1, weight_decay=5e-4, format_lr=0.2)
+    return [torch.optim.SGD(groups, momentum=0.9, nesterov=True), torch.optim.Adam([formats])]
 
 
 @pytest.mark.parametrize(
@@ -98,11 +105,16 @@ def compressing(**options: Any) -> tuple[nn.Module, sc.SelfCompressor, torch.opt
     ],
     ids=["gamma", "target", "two targets", "bit depth", "activations"],
 )
-def test_replays_change_nothing_and_never_use_what_is_gone(options: dict[str, Any], rerun: type[Rerun]) -> None:
+@pytest.mark.parametrize("several", [False, True], ids=["one optimizer", "SGD and Adam"])
+def test_replays_change_nothing_and_never_use_what_is_gone(
+    options: dict[str, Any], several: bool, rerun: type[Rerun]
+) -> None:
     _, written_out, optimizer = compressing(**options)
-    losses = [by_hand(written_out, optimizer, x, y) for x, y in batches(140)]
+    optimizers = sgd_and_adam(written_out) if several else [optimizer]
+    losses = [by_hand(written_out, optimizers, x, y) for x, y in batches(140)]
     model, compressor, optimizer = compressing(**options)
-    step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), compressor)
+    optimizers = sgd_and_adam(compressor) if several else [optimizer]
+    step = sc.ReplayedStep(model, optimizers, lambda x, y: F.cross_entropy(model(x), y), compressor)
     assert [float(step(x, y)) for x, y in batches(140)] == losses
     assert written_out.history
     assert [str(r) for r in compressor.history] == [str(r) for r in written_out.history]
@@ -119,17 +131,18 @@ def test_a_batch_of_another_size_runs_as_it_is_written(rerun: type[Rerun]) -> No
     assert (step.replayed, rerun.made) == (5, 2)
 
 
-@pytest.mark.parametrize("change", ["mode", "weight decay", "frozen"])
+@pytest.mark.parametrize("change", ["mode", "weight decay", "decay of the second", "frozen"])
 def test_what_the_user_changes_is_recorded_anew(change: str, rerun: type[Rerun]) -> None:
     model, compressor, optimizer = compressing(gamma=0.1, refresh_every=1000, check_every=0)
-    step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), compressor)
+    optimizers = sgd_and_adam(compressor) if change == "decay of the second" else [optimizer]
+    step = sc.ReplayedStep(model, optimizers, lambda x, y: F.cross_entropy(model(x), y), compressor)
     for x, y in batches(4):
         step(x, y)
     assert (step.replayed, rerun.made) == (2, 1)
     if change == "mode":
         model[1].eval()  # type: ignore[index]
-    elif change == "weight decay":
-        optimizer.param_groups[0]["weight_decay"] = 0.02
+    elif change != "frozen":
+        optimizers[-1].param_groups[0]["weight_decay"] = 0.02
     else:
         model[1].weight.requires_grad_(False)  # type: ignore[index]
     for x, y in batches(3):
@@ -176,7 +189,7 @@ def test_what_cannot_be_recorded_is_said_once_and_runs_as_it_is_written(monkeypa
     monkeypatch.setattr(replaying, "_Recording", refuse)
     monkeypatch.setattr(replaying, "_recordable", lambda batch: True)
     _, written_out, optimizer = compressing(gamma=1.0)
-    losses = [by_hand(written_out, optimizer, x, y) for x, y in batches(10)]
+    losses = [by_hand(written_out, [optimizer], x, y) for x, y in batches(10)]
     model, compressor, optimizer = compressing(gamma=1.0)
     step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), compressor)
     with pytest.warns(UserWarning, match="not replayed: operation not permitted when stream is capturing$") as found:
@@ -200,7 +213,7 @@ def test_where_memory_cannot_be_handed_on_each_recording_has_its_own(
 
     monkeypatch.setattr(replaying, "_Recording", Alone)
     _, written_out, optimizer = compressing(gamma=1.0)
-    losses = [by_hand(written_out, optimizer, x, y) for x, y in batches(40)]
+    losses = [by_hand(written_out, [optimizer], x, y) for x, y in batches(40)]
     model, compressor, optimizer = compressing(gamma=1.0)
     step = sc.ReplayedStep(model, optimizer, lambda x, y: F.cross_entropy(model(x), y), compressor)
     assert [float(step(x, y)) for x, y in batches(40)] == losses
