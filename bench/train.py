@@ -3,7 +3,7 @@
     python bench/train.py --data-dir DATA                                  # everything; resumable, nothing done twice
     python bench/train.py --data-dir DATA --only lenet5-code-length --seeds 0
     python bench/train.py --data-dir DATA --only lenet5-code-length --gamma 2.4 --teacher RUN
-    python bench/train.py --data-dir DATA --full --device cuda --minutes 9  # CIFAR-10 at full size, until it is done
+    python bench/train.py --data-dir DATA --full --device cuda --epochs 75 --teacher own --jobs 3 --minutes 9
     python bench/train.py --data-dir DATA --validation 10000 --runs runs/val --only … --gamma 1.4   # choose a setting
 
 Tasks: MNIST with LeNet-300-100, LeNet-5 (Caffe's 20-50-500) and a network of five convolutions; CIFAR-10 with ResNet-9
@@ -17,6 +17,8 @@ test set.
 float, with the published method and at shares of its size; ResNet-20 and VGG-16 at the sizes of others' best claims.
 With `--minutes` the script stops after so long, between two steps; the same command goes on from the last whole epoch.
 With `--jobs` several trainings run at once, each in a process of its own: a large accelerator has room for them.
+`--teacher own` trains the float row of each task first, with the same settings and seeds, as teacher of its other rows;
+that of `--full` is ResNet-9, for the other networks as well.
 
 A row is run for all `--seeds`; its record is written again after each, so that it says at any time what is there. A row
 with settings of its own is named and recorded with them, such as `lenet5-code-length-gamma2.4-teacher`.
@@ -25,7 +27,7 @@ with settings of its own is named and recorded with them, such as `lenet5-code-l
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,11 @@ SETTINGS = (
     "gamma", "target", "epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "cutout", "anneal", "settle",
     "hold", "teacher",
 )  # fmt: skip
-"""Fields of a recipe that a row may be given other values of."""
+"""Fields of a recipe that a row may be given other values of …"""
+OF_FLOAT = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "cutout", "anneal")
+"""… and those that mean something to a float row."""
+OWN = "own"
+"""In place of a teacher's folder: the float row of the same task."""
 
 
 def minutes_now() -> float:
@@ -111,14 +117,18 @@ class Job:
     deadline: float
     """When to stop, by `minutes_now`."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        return self.runs / f"{self.name}-{self.recipe.seed}"
+
 
 def run(job: Job) -> dict[str, Any]:
     """Train one row with one seed, or take up where it was left, and return its result.
 
     Raises `OutOfTimeError` at the deadline; all finished epochs are kept then.
     """
-    name, recipe = job.name, job.recipe
-    folder = job.runs / f"{name}-{recipe.seed}"
+    name, recipe, folder = job.name, job.recipe, job.folder
 
     def look_at_the_clock(epoch: int, step: int, steps: int) -> None:
         if minutes_now() > job.deadline:
@@ -147,6 +157,40 @@ def named(row: str, changes: dict[str, Any]) -> str:
     return "-".join([row, *parts])
 
 
+def float_row(row: str) -> str:
+    """The row in float that can teach this one."""
+    if row in FULL:
+        return "resnet9-full-float"
+    return f"{row.removesuffix('-code-length').removesuffix('-bit-depth').removesuffix('-float')}-float"
+
+
+def in_stages(
+    rows: Sequence[str], seeds: Sequence[int], changes: dict[str, Any], job: Callable[[str, int, dict[str, Any]], Job]
+) -> list[list[Job]]:
+    """The trainings of these rows in the order in which they can be done: teachers first, if rows have their own.
+
+    Args:
+        rows: names.
+        seeds: of each.
+        changes: settings that all rows have of their own.
+        job: makes the training of a row, a seed and such settings.
+    """
+    own_teacher = changes.get("teacher") == OWN
+    of_float = {name: value for name, value in changes.items() if name in OF_FLOAT}
+    teachers: dict[str, Job] = {}
+    jobs = []
+    for row in rows:
+        for seed in seeds:
+            taught = changes
+            if own_teacher:
+                teacher = job(float_row(row), seed, of_float)
+                teachers[teacher.folder.name] = teacher
+                taught = changes | {"teacher": str(teacher.folder)}
+            if not own_teacher or not row.endswith("-float"):
+                jobs.append(job(row, seed, taught))
+    return [list(teachers.values()), jobs]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
@@ -167,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--anneal", type=float)
     parser.add_argument("--settle", type=float)
     parser.add_argument("--hold", type=float)
-    parser.add_argument("--teacher", help="folder of a float run to learn from")
+    parser.add_argument("--teacher", help="folder of a float run to learn from, or `own`: see above")
     parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -177,37 +221,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     deadline = minutes_now() + args.minutes
     changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     options = "".join(
-        f" --{name.replace('_', '-')} '{value if name != 'teacher' else 'RUN'}'" for name, value in changes.items()
+        f" --{name.replace('_', '-')} '{value if name != 'teacher' or value == OWN else 'RUN'}'"
+        for name, value in changes.items()
     )
     recipes = ROWS | FULL
-    jobs = []
-    for row in args.only or (FULL if args.full else ROWS):
+
+    def job(row: str, seed: int, own: dict[str, Any]) -> Job:
         recipe = replace(
-            recipes[row], data_dir=args.data_dir, validation=args.validation, device=args.device, **changes
+            recipes[row], data_dir=args.data_dir, validation=args.validation, device=args.device, seed=seed
         )
-        for seed in args.seeds:
-            if args.rewrite:
-                rewrite(args.runs / f"{named(row, changes)}-{seed}", args.data_dir)
-            jobs.append(Job(row, named(row, changes), replace(recipe, seed=seed), args.runs, deadline))
+        return Job(row, named(row, own), replace(recipe, **own), args.runs, deadline)
+
+    rows = args.only or list(FULL if args.full else ROWS)
+    stages = in_stages(rows, args.seeds, changes, job)
+    for one in (one for stage in stages for one in stage if args.rewrite):
+        rewrite(one.folder, args.data_dir)
     found: dict[str, dict[int, dict[str, Any]]] = {}
     start = run if args.jobs == 1 else _run_in_time
-    for job, result in results(start, jobs, at_once=args.jobs, threads=args.threads):
-        of_row = found.setdefault(job.name, {})
-        of_row[job.recipe.seed] = result
-        record = summarize(
-            job.name,
-            f"python bench/train.py --data-dir DATA --only {job.row}{options}",
-            replace(job.recipe, seed=0),
-            [of_row[seed] for seed in sorted(of_row)],
-        )
-        show(record)
-        if not args.validation:  # what is scored on held-out examples is for choosing, not for reporting
-            keep(record, args.records)
+    for stage in stages:
+        for done, result in results(start, stage, at_once=args.jobs, threads=args.threads):
+            of_row = found.setdefault(done.name, {})
+            of_row[done.recipe.seed] = result
+            record = summarize(
+                done.name,
+                f"python bench/train.py --data-dir DATA --only {done.row}{options}",
+                replace(done.recipe, seed=0),
+                [of_row[seed] for seed in sorted(of_row)],
+            )
+            show(record)
+            if not args.validation:  # what is scored on held-out examples is for choosing, not for reporting
+                keep(record, args.records)
+        if any(not (one.folder / RESULT).exists() for one in stage):
+            return  # time is up
 
 
 def _run_in_time(job: Job) -> dict[str, Any]:
     """As `run`, but what has not begun at the deadline does not begin."""
-    if minutes_now() > job.deadline and not (job.runs / f"{job.name}-{job.recipe.seed}" / RESULT).exists():
+    if minutes_now() > job.deadline and not (job.folder / RESULT).exists():
         raise OutOfTimeError(f"{job.name} {job.recipe.seed}: no time to begin; the same command goes on")
     return run(job)
 

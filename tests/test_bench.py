@@ -98,6 +98,41 @@ def test_every_row_can_begin(
         assert f"{row} 0: stopped in epoch 1; the same command goes on" in capsys.readouterr().out
 
 
+def test_the_float_row_of_a_task_teaches_its_other_rows_and_is_trained_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCH)  # for the processes
+
+    def call(where: str, *options: str) -> None:
+        rows = f"--data-dir none --full --seeds 0 --epochs 1 --only {ROW} resnet9-full-float".split()
+        places = ["--runs", str(tmp_path / where), "--records", str(tmp_path / where)]
+        train.main([*rows, *options, *places])
+
+    def file_of(where: str) -> bytes:
+        return (tmp_path / where / f"{ROW}-epochs1-teacher-0" / "net.scn").read_bytes()
+
+    call("own", "--teacher", "own", "--jobs", "2")
+    float_run = tmp_path / "own" / "resnet9-full-float-epochs1-0"
+    record = json.loads((tmp_path / "own" / f"{ROW}-epochs1-teacher.json").read_text())
+    assert record["recipe"]["teacher"] == float_run.name
+    assert record["command"].endswith(f"--only {ROW} --epochs '1' --teacher 'own'")
+    assert (tmp_path / "own" / "resnet9-full-float-epochs1.json").exists()
+    call("named", "--teacher", str(float_run))
+    assert file_of("named") == file_of("own")
+
+    clock = itertools.count()
+    monkeypatch.setattr(train, "minutes_now", lambda: float(next(clock)))
+    capsys.readouterr()
+    call("cut", "--teacher", "own", "--minutes", "3")  # no teacher yet, nobody to be taught
+    assert capsys.readouterr().out.strip() == (
+        "resnet9-full-float-epochs1 0: stopped in epoch 1; the same command goes on"
+    )
+    monkeypatch.undo()
+    assert train.float_row("lenet5-code-length") == train.float_row("lenet5-bit-depth") == "lenet5-float"
+    assert train.float_row("vgg16-100kB") == "resnet9-full-float"
+    assert all(train.float_row(row) in train.ROWS | train.FULL for row in train.ROWS | train.FULL)
+
+
 def test_a_row_with_settings_of_its_own_is_named_by_them() -> None:
     assert train.named("lenet5-code-length", {}) == "lenet5-code-length"
     changes = {"gamma": 2.4, "teacher": "/somewhere/run"}
