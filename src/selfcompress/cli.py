@@ -289,7 +289,8 @@ def train_command(
         str | None,
         typer.Option(
             help="Of the weights: adam, adamw or sgd (Nesterov's momentum; formats keep an Adam). Another one than the "
-            "network's own needs --lr, too. (default: sgd for colour images and norms, adamw for text, else adam)",
+            "network's own needs --lr, too. (default: sgd for ResNets and VGG on colour images, adamw for other "
+            "networks there and for text, else adam)",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -417,7 +418,7 @@ def train_command(
         if optimizer not in (None, usual.optimizer) and lr is None:
             raise UsageError(
                 f"`--optimizer`: expected `--lr` beside it: `{usual.lr:g}` is for {usual.optimizer}\n"
-                "hint: 0.001 is usual for adam and adamw; 0.02 for sgd, and 0.2 where norms follow every layer"
+                "hint: 0.001 is usual for adam and adamw; 0.02 for sgd, and up to 0.2 for ResNets"
             )
         recipe = replace(usual, **given)
     folder = out or Path("runs") / recipe.label.replace(" ", "-").replace(":", "-")

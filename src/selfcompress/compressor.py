@@ -665,19 +665,19 @@ class SelfCompressor:
 
     def _advise(self, optimizers: Sequence[Optimizer]) -> None:
         """Warn of an optimizer that formats hardly learn with: it would be found by the size of the files alone."""
+        if self.rate == "bit-depth":
+            return
         steps = {id(c.quantizer.exponent) for c in self.compressed if c.quantizer.exponent.requires_grad}
-        for group in (
-            group for optimizer in optimizers if isinstance(optimizer, SGD) for group in optimizer.param_groups
-        ):
-            if self.rate == "code-length" and group["lr"] > 0 and any(id(p) in steps for p in group["params"]):
-                warnings.warn(
-                    "optimizer: number formats hardly learn by SGD, as their gradients are tiny and differ by powers "
-                    "of ten: files come out two to three times as large\n"
-                    "hint: give them an Adam of their own: `*groups, formats = compressor.param_groups(lr=0.1, "
-                    "format_lr=0.02)`, `optimizers = [SGD(groups, momentum=0.9, nesterov=True), Adam([formats])]`, "
-                    "`compressor.step(optimizers)`",
-                    stacklevel=4,
-                )
+        groups = [group for optimizer in optimizers if isinstance(optimizer, SGD) for group in optimizer.param_groups]
+        if any(id(p) in steps for group in groups if group["lr"] > 0 for p in group["params"]):
+            warnings.warn(
+                "optimizer: number formats hardly learn by SGD, as their gradients are tiny and differ by powers of "
+                "ten: files come out larger, more than twice as large where it was measured\n"
+                "hint: give them an Adam of their own: `*groups, formats = compressor.param_groups(lr=0.1, "
+                "format_lr=0.02)`, `optimizers = [SGD(groups, momentum=0.9, nesterov=True), Adam([formats])]`, "
+                "`compressor.step(optimizers)`",
+                stacklevel=4,
+            )
 
     def _note_backward(self, grad: Tensor) -> None:
         self._backpropagated = True

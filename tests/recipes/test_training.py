@@ -595,15 +595,16 @@ def test_a_label_names_data_network_and_width(dataset: str) -> None:
     assert parse_label(replace(recipe, width=16).label) == (dataset, recipe.network, 16)
 
 
-def test_networks_with_norms_learn_colour_images_by_sgd_and_others_do_not() -> None:
-    for network in ("conv5", "resnet9", "resnet20", "vgg16"):
+def test_networks_that_bear_it_learn_colour_images_by_sgd_and_others_do_not() -> None:
+    for network in ("resnet9", "resnet20", "vgg16"):
         for dataset in ("cifar10", "imagefolder"):
             assert default_recipe(dataset, network).optimizer == "sgd"
         norms = [
             m for m in build_network(network, input_shape=(3, 32, 32), num_classes=2).modules() if "Norm" in str(m)
         ]
         assert norms, network
-    assert default_recipe("cifar10", "lenet5").optimizer == "adamw"  # at SGD's rate it would not survive
+    for network in ("lenet5", "conv5"):  # at SGD's rate their losses were seen to explode
+        assert default_recipe("cifar10", network).optimizer == "adamw"
     assert default_recipe("mnist", "conv5").optimizer == "adam"
 
 
