@@ -39,6 +39,7 @@ METHODS = {
     "uniform-2": "uniform QAT, 2 bits",
     "prune-4bit": "torch-pruning, then 4-bit QAT",
     "diffq": "DiffQ",
+    "hgq": "HGQ2",
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
 }

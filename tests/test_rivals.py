@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfcompress import load
 from selfcompress.container import LevelTensor, read, read_file
@@ -22,20 +24,22 @@ BENCH = str(Path(__file__).parent.parent / "bench")
 sys.path.insert(0, BENCH)
 try:
     import coders
+    import rival
+    import rival_hgq
     import rivals
 finally:
     sys.path.remove(BENCH)
 
 RECIPE = Recipe(dataset="digits", network="lenet-300-100", width=48, gamma=0.0, epochs=4, batch_size=64, lr=4e-3)
 NORMED = replace(RECIPE, network="resnet9", width=6)
-METHODS = ("uniform-4", "diffq", "prune-4bit")
+METHODS = ("uniform-4", "diffq", "hgq", "prune-4bit")
 
 
 def bring(method: str) -> None:
     """Skip the test where the method's package is not there."""
     try:
         if method in rivals.PACKAGES:
-            rivals.needed(method)
+            rival.needed(method)
     except UsageError as error:
         pytest.skip(str(error))
 
@@ -94,10 +98,12 @@ SGD = {"optimizer": "sgd", "lr": 0.1}
     [
         ("uniform-4", 1, {}),
         ("diffq", 1, {}),
+        ("hgq", 1, {}),
         ("prune-4bit", 1, {}),  # while it prunes …
         ("prune-4bit", 3, {}),  # … and when it is done
         ("uniform-4", 1, SGD),
         ("diffq", 1, SGD),
+        ("hgq", 1, SGD),
         ("prune-4bit", 3, SGD),
     ],
 )
@@ -157,11 +163,59 @@ def test_all_forms_of_diffq_hold_the_weights_it_computes_with(tmp_path: Path) ->
             torch.testing.assert_close(restored(inputs), wanted, atol=0.02, rtol=0.02)  # norms are in half precision
 
 
-def test_a_higher_penalty_makes_diffq_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bring("diffq")
-    monkeypatch.setattr(rivals, "DIFFQ_BITS_LR", 0.05)  # so that a hundred steps are enough to lose a bit
-    sizes = [run(tmp_path / f"{p}", "diffq", penalty=p)["summary"]["file_bytes"] for p in (0.0, 1000.0)]
+@pytest.mark.parametrize("method", ["diffq", "hgq"])
+def test_a_higher_penalty_makes_files_smaller(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bring(method)
+    monkeypatch.setattr(rival, "BITS_LR", 0.05)  # so that a hundred steps are enough to lose a bit
+    sizes = [run(tmp_path / f"{p}", method, penalty=p)["summary"]["file_bytes"] for p in (0.0, 1000.0)]
     assert sizes[1] < sizes[0]
+
+
+def test_all_forms_of_hgq_hold_the_weights_it_computes_with(tmp_path: Path) -> None:
+    bring("hgq")
+    recipe = replace(NORMED, epochs=1)
+    result = run(tmp_path, "hgq", recipe)
+    forms = result["forms"]
+    assert set(forms) == {f"plain{s}" for s in ("", ".zlib", ".lzma")} | {"rows.scn", "steps.scn"}
+    assert result["summary"]["file_bytes"] == min(forms.values())
+    assert result["summary"]["weights_total"] == sum(p.numel() for p in rivals_network(recipe) if p.ndim >= 2)
+    trained = rivals.HighGranularity(rivals.Task(recipe, load_dataset("digits")), 10.0)
+    trained.load_state_dict(torch.load(tmp_path / CHECKPOINT, weights_only=True)["rival"])
+    weights = trained.rounded()
+    assert max(len(w.unique()) for w in weights.values()) > 16
+    for form in forms:
+        restored = dict(trained.restore(tmp_path / f"net.{form}").named_parameters())
+        assert all(torch.equal(restored[name], value) for name, value in weights.items())
+
+
+def rivals_network(recipe: Recipe) -> list[torch.nn.Parameter]:
+    """The parameters of a recipe's network as it is built."""
+    return list(rivals.Task(recipe, load_dataset("digits")).build().parameters())
+
+
+SHAPES = st.sampled_from([(5, 7), (3, 2, 3, 3), (6,), (2, 1)])
+
+
+@given(st.integers(0, 2**32 - 1), SHAPES, st.integers(0, 8), st.sampled_from([3, 40]))
+def test_weights_of_any_bit_depths_and_steps_come_back(
+    seed: int, shape: tuple[int, ...], bits: int, octaves: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(
+        rng.integers(-(2**bits), 2**bits + 1, shape) * 2.0 ** rng.integers(-octaves, octaves, shape)
+    )
+    values = values.float()
+    values.view(len(values), -1)[rng.integers(len(values))] = 0
+    odd, exponents = rival_hgq.split(values)
+    assert np.array_equal((odd * 2.0**exponents).ravel(), values.numpy().ravel())
+    assert np.all((odd % 2 == 1) | (odd == 0))
+    for records_of in (rival_hgq.steps_of, rival_hgq.rows_of):
+        try:
+            found = {record.name: record for record in records_of("weight", values)}
+        except OverflowError:
+            assert octaves > 3  # 2^8 in steps that are 2^5 apart have their places in 16 bits
+            continue
+        assert torch.equal(rival_hgq.weights_of(found, {"weight": values})["weight"].float(), values)
 
 
 def test_another_setting_does_not_go_on_with_a_run(tmp_path: Path) -> None:
@@ -171,9 +225,9 @@ def test_another_setting_does_not_go_on_with_a_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rivals.PACKAGES, "diffq", "no-such-package")
+    monkeypatch.setitem(rival.PACKAGES, "diffq", rival.Package("no-such-package", "no_such_module"))
     with pytest.raises(UsageError, match=r"needs `no-such-package`(.|\n)*pip install --target"):
-        rivals.needed("diffq")
+        rival.needed("diffq")
 
 
 def test_a_record_has_all_that_those_of_our_rows_have(tmp_path: Path) -> None:
