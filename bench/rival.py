@@ -50,8 +50,6 @@ PACKAGES = {
     "prune-4bit": Package("torch-pruning", "torch_pruning"),
     "hgq": Package("hgq2", "hgq", ("quantizers", "keras", "h5py", "optree", "ml_dtypes", "namex", "absl-py", "tqdm")),
 }
-BITS_LR = 1e-3
-"""Learning rate of bit depths in an Adam of their own, as DiffQ's README has it."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +151,6 @@ class Rival:
             self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-
-    def optimize_bits(self, bits: list[nn.Parameter]) -> None:
-        """Let bit depths learn by Adam at `BITS_LR`, undecayed, in the optimizer of the weights where that is one."""
-        if self.task.recipe.optimizer == "sgd":
-            self.optimizers.append(torch.optim.Adam(bits, lr=BITS_LR))
-        else:
-            self.optimizers[-1].add_param_group({"params": bits, "lr": BITS_LR, "weight_decay": 0.0})
 
     def write(self, folder: Path) -> Path:
         """Write the network's file."""

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import rival
 from rival import Rival, Task, level_file, level_record, levels_of, needed, records_of, squeezed, unsqueezed
 from selfcompress.container import Number, RawTensor, Record
 from selfcompress.errors import UsageError
 from selfcompress.recipes.training import FILE
 
 DIFFQ_GROUP = 8
+BITS_LR = 1e-3
+"""As its README has it."""
 
 
 class DiffQ(Rival):
@@ -29,7 +30,7 @@ class DiffQ(Rival):
         self.quantizer = self._attach(self.model)
         if task.recipe.optimizer == "sgd":
             self.optimizers.append(torch.optim.Adam([{"params": []}]))
-        self.quantizer.setup_optimizer(self.optimizers[-1], lr=rival.BITS_LR)
+        self.quantizer.setup_optimizer(self.optimizers[-1], lr=BITS_LR)
 
     def _attach(self, model: nn.Module) -> Any:
         left = [

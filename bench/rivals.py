@@ -82,7 +82,7 @@ class Method:
 METHODS: dict[str, Method] = {
     **{f"uniform-{bits}": Method(lambda task, b: Uniform(task, int(b)), "bits", bits) for bits in (8, 4, 2)},
     "diffq": Method(DiffQ, "penalty", 10.0),
-    "hgq": Method(HighGranularity, "penalty", 10.0),
+    "hgq": Method(HighGranularity, "penalty", 200.0),
     "prune-4bit": Method(partial(PruneThenQuantize, bits=4), "ratio", 0.5),
 }
 ROWS = {f"{task}-{method}": (recipe, method) for task, recipe in TASKS.items() for method in METHODS}

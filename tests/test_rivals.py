@@ -25,6 +25,7 @@ sys.path.insert(0, BENCH)
 try:
     import coders
     import rival
+    import rival_diffq
     import rival_hgq
     import rivals
 finally:
@@ -166,7 +167,8 @@ def test_all_forms_of_diffq_hold_the_weights_it_computes_with(tmp_path: Path) ->
 @pytest.mark.parametrize("method", ["diffq", "hgq"])
 def test_a_higher_penalty_makes_files_smaller(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bring(method)
-    monkeypatch.setattr(rival, "BITS_LR", 0.05)  # so that a hundred steps are enough to lose a bit
+    for module in (rival_diffq, rival_hgq):
+        monkeypatch.setattr(module, "BITS_LR", 0.05)  # so that a hundred steps are enough to lose a bit
     sizes = [run(tmp_path / f"{p}", method, penalty=p)["summary"]["file_bytes"] for p in (0.0, 1000.0)]
     assert sizes[1] < sizes[0]
 
