@@ -21,11 +21,11 @@ import selfcompress
 from selfcompress.container import LevelTensor, read, read_file, write, write_file
 from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import load_dataset
-from selfcompress.recipes.recipe import Recipe
+from selfcompress.recipes.recipe import Recipe, default_recipe
 from selfcompress.recipes.training import EVALUATION_BATCH, FILE, RESULT, build_for
 from selfcompress.scoring import describe_machine, describe_versions, file_bytes, score_file
 
-MLP = Recipe(dataset="mnist", network="lenet-300-100", augment=True, shift=1, anneal=0.6, gamma_warmup=0.3, epochs=40)
+MLP = replace(default_recipe("mnist", "lenet-300-100"), epochs=40)
 LENET = replace(MLP, network="lenet5", epochs=25)
 CONV5 = replace(MLP, network="conv5", epochs=15)
 RESNET = Recipe(

@@ -53,10 +53,7 @@ from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe, default_recipe
 from selfcompress.recipes.training import CHECKPOINT, FILE, RESULT, build_for, train, train_float
 
-TEXT = Recipe(
-    dataset="text", network="gpt", epochs=8, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8,
-    gamma_warmup=0.1,
-)  # fmt: skip
+TEXT = replace(default_recipe("text"), epochs=8)
 PUBLISHED: dict[str, Any] = {"rate": "bit-depth", "weight_decay": 5e-4}
 ROWS: dict[str, Recipe] = {
     "lenet-300-100-float": replace(MLP, gamma=0.0),

@@ -44,7 +44,7 @@ from .packing import inspect as inspect_file
 from .packing import load
 from .recipes.datasets import DATASETS, SAMPLES, Dataset, load_dataset
 from .recipes.networks import NETWORKS, build_network
-from .recipes.recipe import Recipe, default_recipe, parse_label
+from .recipes.recipe import HOLD, SETTLE, Recipe, default_recipe, parse_label
 from .recipes.sweeping import hand_over, parse_condition, pick, sweep
 from .recipes.tolerance import find_smallest, read_search
 from .recipes.training import (
@@ -304,14 +304,16 @@ def train_command(
     settle: Annotated[
         float | None,
         typer.Option(
-            help="Share of the run after which number formats stay as they are. (default: 1, never)",
+            help="Share of the run after which number formats stay as they are; 1 never. "
+            f"(default: {SETTLE} at a fixed gamma)",
             rich_help_panel=HOW,
         ),
     ] = None,
     hold: Annotated[
         float | None,
         typer.Option(
-            help="Share of the run after which weights that flip between two levels are held. (default: 1, never)",
+            help="Share of the run after which weights that flip between two levels are held; 1 never. "
+            f"(default: {HOLD} at a fixed gamma)",
             rich_help_panel=HOW,
         ),
     ] = None,

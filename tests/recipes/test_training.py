@@ -488,6 +488,26 @@ def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
     assert moved[1] == weights
 
 
+@pytest.mark.parametrize(
+    ("changes", "settles", "holds"),
+    [
+        ({}, 0.7, 0.9),
+        ({"settle": 0.4}, 0.4, 0.9),
+        ({"settle": 1.0, "hold": 1.0}, None, None),
+        ({"target": "2 kB"}, None, None),
+        ({"target": "2 kB", "hold": 0.95}, None, 0.95),
+        ({"rate": "bit-depth"}, None, None),
+    ],
+)
+def test_formats_stay_late_unless_a_target_needs_them(
+    changes: dict[str, Any], settles: float | None, holds: float | None
+) -> None:
+    recipe = replace(FIRST, **changes)
+    for since, late in ((settles, recipe.settles), (holds, recipe.holds)):
+        found = [late(step / 100) for step in range(101)]
+        assert found == [since is not None and step / 100 >= since for step in range(101)]
+
+
 def test_levels_are_held_from_the_share_of_the_run_that_was_asked_for(tmp_path: Path) -> None:
     recipe = replace(FIRST, epochs=3, hold=2 / 3)
     holding = []

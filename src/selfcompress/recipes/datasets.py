@@ -327,7 +327,7 @@ def load_dataset(
             ones), or the last windows of the training text. When > 0, `test` is the held-out part; the real test set
             is not used.
         shift: by how many pixels training images are moved at most when they are augmented, >= 0; None for 4
-            (`cifar10`), an eighth of the size (`imagefolder`), 2 (`mnist`, `fashion-mnist`), or 1 (`digits`).
+            (`cifar10`), an eighth of the size (`imagefolder`), or 1 (`mnist`, `fashion-mnist`, `digits`).
         cutout: side in pixels of the square that is blanked in augmented training images, >= 0.
         image_size: for `imagefolder` only: height and width in pixels, >= 1; None for 64.
         context: for `text` only: characters per sample, >= 1; None for 128.
@@ -652,7 +652,7 @@ def _load_idx(name: str, root: Path) -> Dataset:
         class_names=facts.class_names,
         mean=(facts.mean,),
         std=(facts.std,),
-        augmentation=Augmentation(shift=2, border="black"),
+        augmentation=Augmentation(shift=1, border="black"),
         source=str(present[0]),
     )
 

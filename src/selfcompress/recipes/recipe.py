@@ -18,6 +18,8 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["float32", "bfloat16"]
 LEARNING_RATE_FLOOR = 0.01
 """Share of the learning rate that is left at the end of the annealing."""
+SETTLE, HOLD = 0.7, 0.9
+"""Shares of the run after which formats stay, and weights that flip are held, unless a recipe says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ class Recipe:
     """Share of each label that is spread over all classes, 0 … 1."""
     anneal: float = 0.4
     """Share of the run, at its end, in which the learning rate falls along a cosine to a hundredth; constant before."""
-    settle: float = 1.0
-    """Share of the run after which number formats stay as they are, so that weights settle on a fixed grid; 1 never."""
-    hold: float = 1.0
+    settle: float | None = None
+    """Share of the run after which number formats stay as they are, so that weights settle on a fixed grid; 1 never.
+    None for `SETTLE` by code length at a fixed `gamma`, and never under a target, whose path needs formats that learn,
+    nor by bit depth."""
+    hold: float | None = None
     """Share of the run after which weights that flip between two levels are held, and formats stay, too: see
-    `SelfCompressor.hold`; 1 never."""
+    `SelfCompressor.hold`; 1 never. None for `HOLD` where None for `settle` is not never, else never."""
     gamma_warmup: float = 0.0
     """Share of the run, at its start, in which gamma rises linearly from zero."""
     augment: bool = True
@@ -122,8 +126,8 @@ class Recipe:
             "weight_decay": (0 <= self.weight_decay < float("inf"), "a number >= 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "a number of 0 … 1"),
             "anneal": (0 <= self.anneal <= 1, "a number of 0 … 1"),
-            "settle": (0 <= self.settle <= 1, "a number of 0 … 1"),
-            "hold": (0 <= self.hold <= 1, "a number of 0 … 1"),
+            "settle": (self.settle is None or 0 <= self.settle <= 1, "a number of 0 … 1"),
+            "hold": (self.hold is None or 0 <= self.hold <= 1, "a number of 0 … 1"),
             "gamma_warmup": (0 <= self.gamma_warmup <= 1, "a number of 0 … 1"),
             "cutout": (self.cutout >= 0, "a whole number >= 0"),
             "precision": (self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
@@ -160,6 +164,19 @@ class Recipe:
             return 1.0
         falling = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - start) / self.anneal)))
         return LEARNING_RATE_FLOOR + (1.0 - LEARNING_RATE_FLOOR) * falling
+
+    def settles(self, progress: float) -> bool:
+        """Whether formats stay as they are after the share `progress` (0 … 1) of all steps."""
+        return self._is_late(progress, self.settle, SETTLE)
+
+    def holds(self, progress: float) -> bool:
+        """Whether weights that flip are held after the share `progress` (0 … 1) of all steps."""
+        return self._is_late(progress, self.hold, HOLD)
+
+    def _is_late(self, progress: float, since: float | None, usual: float) -> bool:
+        if since is None:
+            since = usual if self.rate == "code-length" and self.target is None else 1.0
+        return since < 1.0 and progress >= since
 
     def gamma_at(self, progress: float) -> float:
         """Gamma after the share `progress` (0 … 1) of all steps."""
@@ -207,9 +224,11 @@ def default_recipe(dataset: str = "digits", network: str | None = None) -> Recip
     if dataset == "digits":
         return replace(recipe, gamma=0.5, epochs=150, batch_size=64, lr=4e-3, anneal=0.5)
     if dataset in ("mnist", "fashion-mnist"):
-        return replace(recipe, epochs=30)
+        return replace(recipe, epochs=30, anneal=0.6, gamma_warmup=0.3)
     if dataset == "text":
-        return replace(recipe, epochs=10, batch_size=64, optimizer="adamw", weight_decay=0.01, gamma_warmup=0.1)
+        return replace(
+            recipe, epochs=10, batch_size=64, optimizer="adamw", weight_decay=0.01, anneal=0.8, gamma_warmup=0.1
+        )
     recipe = replace(recipe, epochs=60, weight_decay=5e-4, gamma_warmup=0.1)
     if network in BEAR_SGD:
         return replace(recipe, optimizer="sgd", lr=0.2, anneal=0.8)

@@ -525,9 +525,9 @@ def _set_schedules(job: _Job, progress: float) -> float:
             group["lr"] = lr * factor
     if job.compressor is None:
         return 0.0
-    if job.recipe.settle < 1.0 and progress >= job.recipe.settle:
+    if job.recipe.settles(progress):
         job.compressor.settle()
-    if job.recipe.hold < 1.0 and progress >= job.recipe.hold:
+    if job.recipe.holds(progress):
         job.compressor.hold()
     if job.compressor.target_bytes is not None:
         return job.compressor.gamma
