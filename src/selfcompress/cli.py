@@ -305,7 +305,7 @@ def train_command(
         float | None,
         typer.Option(
             help="Share of the run after which number formats stay as they are; 1 never. "
-            f"(default: {SETTLE} at a fixed gamma)",
+            f"(default: {SETTLE} by code length at a fixed gamma)",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -313,7 +313,7 @@ def train_command(
         float | None,
         typer.Option(
             help="Share of the run after which weights that flip between two levels are held; 1 never. "
-            f"(default: {HOLD} at a fixed gamma)",
+            f"(default: {HOLD} by code length)",
             rich_help_panel=HOW,
         ),
     ] = None,

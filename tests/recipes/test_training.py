@@ -494,8 +494,9 @@ def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
         ({}, 0.7, 0.9),
         ({"settle": 0.4}, 0.4, 0.9),
         ({"settle": 1.0, "hold": 1.0}, None, None),
-        ({"target": "2 kB"}, None, None),
-        ({"target": "2 kB", "hold": 0.95}, None, 0.95),
+        ({"target": "2 kB"}, None, 0.9),
+        ({"target": "5 MMAC", "hold": 0.95}, None, 0.95),
+        ({"target": "2 kB", "settle": 0.8, "hold": 1.0}, 0.8, None),
         ({"rate": "bit-depth"}, None, None),
     ],
 )

@@ -82,7 +82,7 @@ class Recipe:
     nor by bit depth."""
     hold: float | None = None
     """Share of the run after which weights that flip between two levels are held, and formats stay, too: see
-    `SelfCompressor.hold`; 1 never. None for `HOLD` where None for `settle` is not never, else never."""
+    `SelfCompressor.hold`; 1 never. None for `HOLD` by code length, and never by bit depth."""
     gamma_warmup: float = 0.0
     """Share of the run, at its start, in which gamma rises linearly from zero."""
     augment: bool = True
@@ -167,20 +167,21 @@ class Recipe:
 
     def settles(self, progress: float) -> bool:
         """Whether formats stay as they are after the share `progress` (0 … 1) of all steps."""
-        return self._is_late(progress, self.settle, SETTLE)
+        usual = SETTLE if self.rate == "code-length" and self.target is None else 1.0
+        return _is_late(progress, usual if self.settle is None else self.settle)
 
     def holds(self, progress: float) -> bool:
         """Whether weights that flip are held after the share `progress` (0 … 1) of all steps."""
-        return self._is_late(progress, self.hold, HOLD)
-
-    def _is_late(self, progress: float, since: float | None, usual: float) -> bool:
-        if since is None:
-            since = usual if self.rate == "code-length" and self.target is None else 1.0
-        return since < 1.0 and progress >= since
+        usual = HOLD if self.rate == "code-length" else 1.0
+        return _is_late(progress, usual if self.hold is None else self.hold)
 
     def gamma_at(self, progress: float) -> float:
         """Gamma after the share `progress` (0 … 1) of all steps."""
         return self.gamma * (min(1.0, progress / self.gamma_warmup) if self.gamma_warmup else 1.0)
+
+
+def _is_late(progress: float, since: float) -> bool:
+    return since < 1.0 and progress >= since
 
 
 def parse_label(label: str) -> tuple[str, str, int | None]:
