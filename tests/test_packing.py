@@ -136,7 +136,7 @@ def test_the_loaded_network_computes_what_the_saved_one_does(
     x = INPUTS[build]()
     state = {n: v.clone() for n, v in model.state_dict().items()}
     expected = model(x)
-    size = save(model, tmp_path / "net.scn", "µ")
+    size = save(model, tmp_path / "net.scn", "µ", exact_norms=True)
     assert size == os.path.getsize(tmp_path / "net.scn")
     assert all(torch.equal(state[n], v) for n, v in model.state_dict().items())  # saving changes nothing
     fresh = build()
@@ -189,7 +189,7 @@ def test_float_values_lose_no_more_than_half_precision() -> None:
 def test_a_batch_norm_is_stored_as_one_scale_and_one_shift() -> None:
     model = trained(Vision)
     norm = model.stem[1]
-    records = {r.name: r for r in contents_of(model).records}
+    records = {r.name: r for r in contents_of(model, exact_norms=True).records}
     record = records["stem.1"]
     assert isinstance(record, NormTensor)
     assert not any(n.startswith("stem.1.") for n in records)
@@ -198,9 +198,72 @@ def test_a_batch_norm_is_stored_as_one_scale_and_one_shift() -> None:
     assert torch.allclose(scale * x + shift, norm(x), atol=1e-5)
     assert "plain_norm.running_var" in records  # no weight to fold into
     assert "batch_norm.weight" in records  # no statistics to fold
-    loaded = unpack(pack(model), Vision())
+    loaded = unpack(pack(model, exact_norms=True), Vision())
     assert torch.allclose(loaded.stem[1](x), norm(x), atol=1e-5)
     assert torch.allclose(loaded.plain_norm(x[:, :6]), model.plain_norm(x[:, :6]), atol=2e-3)
+
+
+def normed(channels: int = 40) -> nn.Sequential:
+    """A converted layer and its norm, whose numbers are of all sizes."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, channels, bias=False), nn.BatchNorm1d(channels))
+    norm = model[1]
+    norm.running_mean.copy_(torch.randn(channels))
+    norm.running_var.copy_(torch.rand(channels) * 4 + 1e-3)
+    norm.weight.data = torch.randn(channels).exp() * torch.tensor([1.0, -1.0])[torch.arange(channels) % 2]
+    norm.bias.data = torch.randn(channels)
+    convert(model, Format("symmetric", 4.0, 4, False))
+    return model.eval()
+
+
+def test_a_norm_in_steps_takes_less_and_is_as_near_as_they_are_fine() -> None:
+    model = normed()
+    exact, rounded = (contents_of(model, exact_norms=e).records[1] for e in (True, False))
+    assert isinstance(exact, NormTensor)
+    assert isinstance(rounded, NormTensor)
+    assert len(pack(model)) < len(pack(model, exact_norms=True)) - 40 * 4 * 0.35
+    assert np.abs(np.log2(rounded.scale / exact.scale)).max() <= 1 / 64 + 2**-9  # those to compare with have 11 bits
+    spread = float(model[1].weight.detach().square().mean()) ** 0.5
+    assert np.abs(rounded.shift - exact.shift).max() <= spread / 128 + 2**-9
+    x = torch.randn(64, 6)
+    loaded, expected = unpack(pack(model), nn.Sequential(nn.Linear(6, 40, bias=False), nn.BatchNorm1d(40))), model(x)
+    assert (loaded(x) - expected).square().mean() < (0.01 * expected).square().mean()
+    assert torch.equal(loaded[1].weight, torch.from_numpy(rounded.scale).float())
+
+
+def test_a_channel_that_never_varied_has_no_scale() -> None:
+    model = normed()
+    with torch.no_grad():
+        model[0].parametrizations.weight.original[::4] = 0.0
+        model[1].running_var[::4] = 0.0
+        model[1].running_mean[::4] = 0.0
+    record = contents_of(model).records[1]
+    assert isinstance(record, NormTensor)
+    assert not record.scale[::4].any()
+    assert record.scale.all() == 0
+    x = torch.randn(8, 6)
+    loaded = unpack(pack(model), nn.Sequential(nn.Linear(6, 40, bias=False), nn.BatchNorm1d(40)))
+    assert torch.allclose(loaded(x)[:, ::4], model(x)[:, ::4], atol=0.02)
+    # which these are is known from the weights: less than a byte for ten of forty
+    signs = record.levels.signs  # type: ignore[union-attr]
+    assert record.levels.bits(signs == 0) < record.levels.bits() - 8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("change", ["few", "huge shift", "tiny scale", "not a number", "nothing to shift by"])
+def test_a_norm_that_steps_do_not_suit_is_stored_as_it_is(change: str) -> None:
+    model = normed(2 if change == "few" else 40)
+    with torch.no_grad():
+        if change == "huge shift":
+            model[1].bias[0] = 1e5
+        if change == "tiny scale":
+            model[1].weight[0] = 1e-36
+        if change == "not a number":
+            model[1].bias[0] = torch.nan
+        if change == "nothing to shift by":  # this one steps do suit
+            model[1].weight.zero_()
+    record = contents_of(model).records[1]
+    assert isinstance(record, NormTensor)
+    assert (record.levels is None) == (change != "nothing to shift by")
 
 
 def test_a_large_epsilon_is_part_of_the_scale() -> None:
@@ -546,8 +609,10 @@ def test_inspect_adds_up_to_the_file(tmp_path: Path) -> None:
         assert found.shape_before == found.shape_after == tuple(item.original.shape)
         assert found.bits_per_weight == pytest.approx(8 * found.size_bytes / item.original.numel())
     kinds = {t.name: (t.kind, t.bits_per_weight) for t in summary.tensors}
+    kind, bits = kinds.pop("stem.1")
+    assert kind == "norm"
+    assert 4 < bits < 16
     assert kinds["seen"] == ("int64", 64)
-    assert kinds["stem.1"] == ("norm", 16)
     assert kinds["head.bias"] == ("float16", 16)
 
 

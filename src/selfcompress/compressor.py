@@ -40,7 +40,7 @@ from .costs import Cost, Targets, parse_targets
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .fitting import context_bits, fit_levels, side_bits
 from .holding import Holding
-from .packing import contents_of, pack
+from .packing import contents_of, norm_bits, pack
 from .pricing import Prices, plan_prices
 from .quantizer import GRIDS, MAX_BITS, ChannelQuantizer, Grid
 from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
@@ -51,7 +51,7 @@ from .trial import tried
 
 Rate = Literal["code-length", "bit-depth"]
 RATES: tuple[Rate, ...] = ("code-length", "bit-depth")
-STATE_VERSION = 6
+STATE_VERSION = 7
 EXPONENT_RESOLUTION = 4
 """Exponents are used, and stored, in steps of a quarter octave: a step of 19 % between two steps."""
 INITIAL_BITS = 8.0
@@ -201,7 +201,8 @@ class SelfCompressor:
             numbers = sum(v.numel() for v in model.state_dict().values() if v.is_floating_point())
             target_bytes = parse_target(asked.size, float_bytes=4 * numbers)
             if initial_bits is None:
-                initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(numbers, 1) + BITS_ABOVE), FILE_BITS)
+                weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)  # norms take next to nothing
+                initial_bits = min(max(INITIAL_BITS, 8 * target_bytes / max(weights, 1) + BITS_ABOVE), FILE_BITS)
         initial_bits = INITIAL_BITS if initial_bits is None else initial_bits
         self.target_bytes, self._total_steps = target_bytes, total_steps
         published = rate == "bit-depth"
@@ -767,7 +768,7 @@ class SelfCompressor:
 
     def _set_tables(self, models: dict[str, LevelModel], levels: dict[str, Tensor]) -> None:
         """Make price tables of models that were fitted to these levels."""
-        self._tables, self._side_bits = {}, 0.0
+        self._tables, self._side_bits = {}, norm_bits(self.model)
         self._revision += 1
         for c in self.compressed:
             if c.name not in models:
@@ -777,7 +778,7 @@ class SelfCompressor:
             self._side_bits += side_bits(model) + _exponent_bits(c, model)
 
     def _measure_fixed(self) -> None:
-        """What the file holds beside levels and their side information; it changes only with the shapes.
+        """What the file holds beside levels, their side information and norms; it changes only with the shapes.
 
         And when activations begin to be rounded; the bytes of their formats hardly vary.
         """
@@ -785,7 +786,7 @@ class SelfCompressor:
         self._revision += 1
         contents = contents_of(self.model)
         levels = [r for r in contents.records if isinstance(r, LevelTensor)]
-        coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels)
+        coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels) + norm_bits(self.model)
         self._fixed_bits = 8 * len(write(contents)) - coded
 
     def _look(

@@ -51,8 +51,12 @@ MAX_NAME = 1 << 10
 MAX_NUMBER = 1 << 31
 MAX_EXPONENTS = 1 << 16
 """Exponents of one tensor may span at most so many steps."""
+MAX_SHIFT = 1 << 15
+"""Shifts of a norm have at most so many steps."""
 MAX_OCTAVES = 100
 """Exponents lie in -100 … 100 octaves: beyond, a step times a level does not fit single precision."""
+NORM_RESOLUTION = 32
+"""Exponents of norms' scales are multiples of 1/32 octave: two differ by 2.2 %."""
 
 ACTIVATION_SIDES = ("..in", "..out")
 """How names of activations end: no part of a module's name is empty."""
@@ -63,7 +67,10 @@ GRAPH_NAME = "."
 
 # Kinds of a record: where its numbers are and how they are stored; one table, all else is derived from it
 _LEVELS, _NORM, _NUMBER, _GRAPH, _ACTIVATION = "levels", "norm", "number", "graph", "activation"
-_KINDS = (_LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH, _ACTIVATION)
+_NORM_LEVELS = "levels of a norm"
+_KINDS = (
+    _LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH, _ACTIVATION, _NORM_LEVELS
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +112,29 @@ class RawTensor:
 
 
 @dataclass(frozen=True, eq=False)
+class NormLevels:
+    """Scales and shifts of a norm in whole steps: of their logarithm, and of a power of two."""
+
+    signs: Ints
+    """(channels,) -1, 0 or 1: those of the scales."""
+    exponents: Ints
+    """Of the scales that are not zero, in steps of 1/`NORM_RESOLUTION` octave."""
+    step: int
+    """Shifts are multiples of 2^step."""
+    shifts: Ints
+    """(channels,) shifts in these steps."""
+
+    def bits(self, dead: NDArray[np.bool_] | None = None) -> float:
+        """Bits of the stream, from the coder's tables; `dead` as `_dead_before` has it."""
+        return sum(integers_bits(values, *_range_of(values)) for values in self.lists(dead))
+
+    def lists(self, dead: NDArray[np.bool_] | None) -> tuple[Ints, ...]:
+        """The integers of the stream: signs of channels that are not dead, of those that are, exponents, shifts."""
+        alone = np.zeros(len(self.signs), np.bool_) if dead is None else dead
+        return self.signs[~alone], self.signs[alone], self.exponents, self.shifts
+
+
+@dataclass(frozen=True, eq=False)
 class NormTensor:
     """A normalisation layer in evaluation mode, x ↦ scale · x + shift: its statistics are folded in."""
 
@@ -112,6 +142,15 @@ class NormTensor:
     """Qualified name of the module."""
     scale: NDArray[Any]
     shift: NDArray[Any]
+    levels: NormLevels | None = None
+    """What the file has in place of the numbers, which are double then: `norm_of_levels`."""
+
+
+def norm_of_levels(name: str, levels: NormLevels) -> NormTensor:
+    """A norm with the scales and shifts that the levels stand for."""
+    scale = levels.signs.astype(np.float64)
+    scale[levels.signs != 0] *= np.exp2(levels.exponents / NORM_RESOLUTION)
+    return NormTensor(name, scale, levels.shifts * 2.0**levels.step, levels)
 
 
 @dataclass(frozen=True)
@@ -369,6 +408,75 @@ def _read_levels(head: _LevelsHeader, stream: Decoder) -> LevelTensor:
     )
 
 
+_SIGN_RANGES = ((1, 1), (0, 1), (-1, 1), (0, 0), (-1, 0), (-1, -1))
+"""Least and largest sign of the scales of a norm, by their code."""
+
+
+def _dead_before(records: Sequence[Record], number: int, channels: int) -> NDArray[np.bool_] | None:
+    """Which rows do not live of the last levels before a norm, if there are as many as it has channels.
+
+    Such a row of zeros mostly is what the norm reads, so that a scale of zero is likely there.
+    """
+    before = next((r for r in reversed(records[:number]) if isinstance(r, LevelTensor)), None)
+    if before is None or len(before.model.alive_rows) != channels:
+        return None
+    return ~before.model.alive_rows
+
+
+def _write_norm(levels: NormLevels, dead: NDArray[np.bool_] | None, header: Writer, stream: Encoder) -> None:
+    header.uint(len(levels.signs))
+    if not len(levels.signs):
+        return
+    signs = _range_of(levels.signs)
+    header.uint(_SIGN_RANGES.index(signs))
+    header.sint(levels.step)
+    ranges = [signs, signs]
+    for values in (levels.exponents, levels.shifts):
+        low, high = _range_of(values)
+        ranges.append((low, high))
+        if len(values):
+            header.sint(low)
+            header.uint(high - low)
+    for values, limits in zip(levels.lists(dead), ranges, strict=True):
+        stream.integers(values, *limits)
+
+
+@dataclass(frozen=True)
+class _NormHeader:
+    """A record of a norm in levels as far as the header tells."""
+
+    name: str
+    channels: int
+    signs: tuple[int, int]
+    step: int
+    exponents: tuple[int, int]
+    shifts: tuple[int, int]
+
+
+def _read_norm_header(name: str, header: Reader, budget: _Budget) -> _NormHeader:
+    (channels,) = header.shape(1, f"`{name}` shape")
+    budget.spend((2, channels), name)
+    nothing = (0, 0)
+    if not channels:
+        return _NormHeader(name, 0, nothing, 0, nothing, nothing)
+    signs = _SIGN_RANGES[header.uint(f"`{name}` signs", len(_SIGN_RANGES) - 1)]
+    step = header.sint(f"`{name}` step", MAX_OCTAVES)
+    reach = MAX_OCTAVES * NORM_RESOLUTION
+    exponents = _read_range(header, name, -reach, reach, MAX_EXPONENTS) if signs != (0, 0) else nothing
+    shifts = _read_range(header, name, -MAX_SHIFT, MAX_SHIFT, 2 * MAX_SHIFT)
+    return _NormHeader(name, channels, signs, step, exponents, shifts)
+
+
+def _read_norm(head: _NormHeader, dead: NDArray[np.bool_] | None, stream: Decoder) -> NormTensor:
+    alone = np.zeros(head.channels, np.bool_) if dead is None else dead
+    signs = np.zeros(head.channels, np.int64)
+    for chosen in (~alone, alone):
+        signs[chosen] = stream.integers(int(chosen.sum()), *head.signs)
+    exponents = stream.integers(int(np.count_nonzero(signs)), *head.exponents)
+    shifts = stream.integers(head.channels, *head.shifts)
+    return norm_of_levels(head.name, NormLevels(signs, exponents, head.step, shifts))
+
+
 def write(contents: Contents) -> bytes:
     """The bytes of a `.scn` file with these contents. Inverse: `read`.
 
@@ -398,7 +506,7 @@ def _body(contents: Contents) -> bytes:
     header.text(contents.metadata)
     header.uint(len(contents.records))
     previous = b""
-    for record in contents.records:
+    for number, record in enumerate(contents.records):
         _check_writable(record)
         name = record.name.encode()
         header.name(name, previous)
@@ -416,6 +524,10 @@ def _body(contents: Contents) -> bytes:
         elif isinstance(record, GraphRecord):
             header.uint(_KINDS.index(_GRAPH))
             header.data += encode_graph(record.graph, [r.name for r in contents.records])
+        elif isinstance(record, NormTensor) and record.levels is not None:
+            header.uint(_KINDS.index(_NORM_LEVELS))
+            dead = _dead_before(contents.records, number, len(record.scale))
+            _write_norm(record.levels, dead, header, stream)
         elif isinstance(record, NormTensor):
             header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"))
             header.uint(len(record.scale))
@@ -497,7 +609,7 @@ def read(data: bytes) -> Contents:
     header, budget = Reader(data[4:-4]), _Budget(len(data))
     metadata = header.text("metadata")
     pending: list[tuple[str, str, tuple[int, ...]]] = []
-    heads: list[_LevelsHeader] = []
+    heads: list[_LevelsHeader | _NormHeader] = []
     numbers: list[Number] = []
     activations: list[Activation] = []
     graphs: list[GraphRecord] = []
@@ -512,9 +624,10 @@ def read(data: bytes) -> Contents:
             raise FormatError(f"`{name}` occurs twice")
         names[name] = None
         kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1)]
-        if kind == _LEVELS:
+        if kind in (_LEVELS, _NORM_LEVELS):
             order.append((_LEVELS, len(heads)))
-            heads.append(_read_levels_header(name, header, budget))
+            read_header = _read_levels_header if kind == _LEVELS else _read_norm_header
+            heads.append(read_header(name, header, budget))
         elif kind == _NUMBER:
             order.append((_NUMBER, len(numbers)))
             numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER)))
@@ -535,7 +648,7 @@ def read(data: bytes) -> Contents:
     plain = [_read_raw(header, *entry) for entry in pending]
     stream = Decoder(header.data[header.at :])
     try:
-        coded = [_read_levels(head, stream) for head in heads]
+        coded = _read_stream(heads, stream)
     except MemoryError:
         raise FormatError("there is not enough memory for the weights that the file says it holds") from None
     stream.finish()
@@ -546,6 +659,17 @@ def read(data: bytes) -> Contents:
         _ACTIVATION: activations,
     }
     return Contents(tuple(found.get(kind, plain)[i] for kind, i in order), metadata)
+
+
+def _read_stream(heads: Sequence[_LevelsHeader | _NormHeader], stream: Decoder) -> list[Record]:
+    """The records whose numbers are in the stream."""
+    found: list[Record] = []
+    for head in heads:
+        if isinstance(head, _LevelsHeader):
+            found.append(_read_levels(head, stream))
+        else:
+            found.append(_read_norm(head, _dead_before(found, len(found), head.channels), stream))
+    return found
 
 
 def _read_raw(header: Reader, name: str, kind: str, shape: tuple[int, ...]) -> RawTensor | NormTensor:

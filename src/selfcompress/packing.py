@@ -1,8 +1,8 @@
 """Model -> file, file -> model.
 
 `save` writes the levels and formats of a converted network, and everything else it needs in evaluation mode: float
-parameters and buffers as float16 where they fit, batch norms folded into one scale and one shift per channel (their
-statistics are not needed any more, and the layer keeps its place, so nothing else changes).
+parameters and buffers as float16 where they fit, batch norms folded into one scale and one shift per channel, in whole
+steps (their statistics are not needed any more, and the layer keeps its place, so nothing else changes).
 
 `load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
 comes back is plain PyTorch: no quantizers, no trace of this package but the rounding of activations, where the file
@@ -30,15 +30,20 @@ from .activations import ActivationQuantizer, Place, Rounding, Side, formats, pl
 from .capturing import capture, example_tensors
 from .container import (
     GRAPH_NAME,
+    MAX_OCTAVES,
+    MAX_SHIFT,
+    NORM_RESOLUTION,
     Activation,
     Contents,
     GraphRecord,
     LevelTensor,
+    NormLevels,
     NormTensor,
     Number,
     RawTensor,
     Record,
     matrix_shape,
+    norm_of_levels,
     read,
     read_file,
     size_bits,
@@ -57,6 +62,11 @@ from .shrinking import ORIGINAL_SIZES, own_size, put_size, sync_sizes
 
 Model = TypeVar("Model", bound=nn.Module)
 
+SHIFT_BITS = 6
+"""Shifts of norms are stored in steps of 1/64 to 1/128 of the standard deviation of what the norm gives out. With
+scales in steps of 1/32 octave that costs at most 0.0005 in loss, on training examples (docs/log.md)."""
+_NORM_HEADER_BITS = 64
+"""What the header of a norm in such steps takes, roughly."""
 FREE_RESOLUTION = 64
 """Exponents that training left unrounded are stored in steps of 1/64 octave, which is 1.1 % of a step."""
 _WIDTH = ".width"
@@ -174,16 +184,62 @@ def _level_tensor(tensor: Compressed) -> LevelTensor:
     )
 
 
-def _norm_tensor(name: str, norm: nn.BatchNorm2d) -> NormTensor:
+def _norm_tensor(name: str, norm: nn.BatchNorm2d, exact: bool = False) -> NormTensor:
+    """A norm's scales and shifts, in whole steps where the file is shorter for it and they need not be exact.
+
+    A channel that never varied is what it was: its scale, which would be the weight over √ε, has nothing to do.
+    """
     assert norm.running_var is not None
     assert norm.running_mean is not None
-    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    shift = norm.bias.detach().double() - norm.running_mean.double() * scale
+    weight, variance = norm.weight.detach().double(), norm.running_var.double()
+    scale = torch.where(variance == 0, 0.0, weight / torch.sqrt(variance + norm.eps))
+    shift = norm.bias.detach().double() - torch.where(variance == 0, 0.0, norm.running_mean.double() * scale)
     both = _floats(torch.stack([scale, shift]))
+    spread = float(weight.square().mean()) ** 0.5
+    levels = None if exact else _norm_levels(scale.cpu().numpy(), shift.cpu().numpy(), spread)
+    if levels is not None and levels.bits() + _NORM_HEADER_BITS < 8 * both.nbytes:
+        return norm_of_levels(name, levels)
     return NormTensor(name, both[0], both[1])
 
 
-def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[Tensor, ...] | None = None) -> Contents:
+def norm_bits(model: nn.Module) -> float:
+    """Bits of the stream that the norms of a network take in its file; they vary with their numbers, not only in shape.
+
+    A little more than they take where zeros of scales are told by the levels before them.
+    """
+    with torch.no_grad():
+        found = [_norm_tensor(n, cast(nn.BatchNorm2d, m)).levels for n, m in model.named_modules() if _folds(m)]
+    return sum(levels.bits() for levels in found if levels is not None)
+
+
+def _norm_levels(scale: NDArray[Any], shift: NDArray[Any], spread: float) -> NormLevels | None:
+    """Scales and shifts as steps; None where there are no such steps.
+
+    Args:
+        scale, shift: (channels,) numbers.
+        spread: standard deviation of the norm's output, of all channels together, by which its shifts are measured.
+    """
+    largest = float(np.abs(shift).max(initial=0.0))
+    unit = spread or largest or 1.0
+    if not all(map(math.isfinite, (unit, largest, float(np.abs(scale).sum())))):
+        return None
+    signs = np.sign(scale).astype(np.int64)
+    exponents = np.round(np.log2(np.abs(scale[signs != 0])) * NORM_RESOLUTION).astype(np.int64)
+    step = math.floor(math.log2(unit)) - SHIFT_BITS
+    shifts = np.round(shift * 2.0**-step)
+    reach = max(int(np.abs(exponents).max(initial=0)) // NORM_RESOLUTION, abs(step))
+    if reach >= MAX_OCTAVES or np.abs(shifts).max(initial=0.0) > MAX_SHIFT:
+        return None
+    return NormLevels(signs, exponents, step, shifts.astype(np.int64))
+
+
+def contents_of(
+    model: nn.Module,
+    metadata: str = "",
+    *,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    exact_norms: bool = False,
+) -> Contents:
     """All that a file of this converted network holds; takes and raises what `save` does."""
     tensors = {c.name: c for c in compressed_tensors(model)}
     if not tensors:
@@ -195,7 +251,7 @@ def contents_of(model: nn.Module, metadata: str = "", *, example_inputs: tuple[T
     with torch.no_grad():
         for name, module, tensor_name in _places(model):
             if not tensor_name:
-                records.append(_norm_tensor(name, cast(nn.BatchNorm2d, module)))
+                records.append(_norm_tensor(name, cast(nn.BatchNorm2d, module), exact_norms))
             elif name in tensors:
                 records.append(_level_tensor(tensors[name]))
             else:
@@ -240,9 +296,15 @@ def _graph_records(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> list
     return [*constants, GraphRecord(captured.graph)]
 
 
-def pack(model: nn.Module, metadata: str = "", *, example_inputs: tuple[Tensor, ...] | None = None) -> bytes:
+def pack(
+    model: nn.Module,
+    metadata: str = "",
+    *,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    exact_norms: bool = False,
+) -> bytes:
     """The bytes of the file that `save` writes."""
-    return write(contents_of(model, metadata, example_inputs=example_inputs))
+    return write(contents_of(model, metadata, example_inputs=example_inputs, exact_norms=exact_norms))
 
 
 def save(
@@ -251,6 +313,7 @@ def save(
     metadata: str = "",
     *,
     example_inputs: tuple[Tensor, ...] | None = None,
+    exact_norms: bool = False,
 ) -> int:
     """Write a self-compressing network to a `.scn` file.
 
@@ -260,6 +323,9 @@ def save(
         metadata: free text that `inspect` shows; its bytes count.
         example_inputs: positional arguments of the network's `forward`, tensors whose axis 0 is the batch. With them
             the file holds the network's graph, too, and can be loaded without the network's code.
+        exact_norms: keep scales and shifts of batch norms in half precision, four bytes a channel. Else scales have
+            steps of 2 %, shifts of 1/64 of the norm's output, and a channel takes half of that: what the loaded network
+            gives out differs from the saved one's by about a percent. A target counts on the latter.
 
     Returns:
         Size of the file in bytes.
@@ -268,7 +334,7 @@ def save(
         UsageError: the network has no quantizers, or its code cannot be written down as a graph. OutputError: the place
         cannot be written.
     """
-    data = pack(model, metadata, example_inputs=example_inputs)
+    data = pack(model, metadata, example_inputs=example_inputs, exact_norms=exact_norms)
     write_file(path, data)
     return len(data)
 
@@ -514,6 +580,8 @@ def _summary(record: LevelTensor | NormTensor | RawTensor) -> TensorSummary:
             size_bytes=bits / 8,
         )
     values = np.stack([record.scale, record.shift]) if isinstance(record, NormTensor) else record.values
+    coded = record.levels if isinstance(record, NormTensor) else None
+    size_bytes = values.nbytes if coded is None else coded.bits() / 8
     channels = values.shape[-1] if isinstance(record, NormTensor) else (values.shape[0] if values.ndim else 1)
     return TensorSummary(
         name=record.name,
@@ -523,6 +591,6 @@ def _summary(record: LevelTensor | NormTensor | RawTensor) -> TensorSummary:
         channels_before=channels,
         channels_after=channels,
         nonzero=int(np.count_nonzero(values)),
-        bits_per_weight=8.0 * values.itemsize,
-        size_bytes=float(values.nbytes),
+        bits_per_weight=8 * size_bytes / max(values.size, 1),
+        size_bytes=float(size_bytes),
     )

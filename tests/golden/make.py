@@ -10,10 +10,12 @@ from selfcompress.container import (
     Contents,
     GraphRecord,
     LevelTensor,
+    NormLevels,
     NormTensor,
     Number,
     RawTensor,
     matrix_shape,
+    norm_of_levels,
     write,
 )
 from selfcompress.contexts import Context
@@ -186,6 +188,30 @@ def decays() -> Contents:
     )
 
 
+def _norm(name: str, signs: list[int], exponents: list[int], step: int, shifts: list[int]) -> NormTensor:
+    numbers = [np.array(values, np.int64) for values in (signs, exponents, shifts)]
+    return norm_of_levels(name, NormLevels(numbers[0], numbers[1], step, numbers[2]))
+
+
+def norms() -> Contents:
+    """Norms in steps: of the layer before with its dead rows, of as many channels as no layer has, and odd ones."""
+    k = np.arange(12 * 4)
+    conv = np.where(k // 4 % 3 == 1, 0, k % 5 - 2)
+    exponents = [-9, -8, -9, -7, -9, -9, -10, -9]
+    scales = [1, 0, 1, 1, 0, -1, 1, 0, 1, 1, 1, 1]
+    return Contents(
+        (
+            _norm("first", [1], [-3200], -100, [-32768]),
+            _levels("conv.weight", conv.reshape(12, 4, 1, 1), (12, 4, 1, 1), exponents=exponents),
+            _norm("norm", scales, [3, -7, 40, 3, 3, 2, -64, 3, 5], -6, [0, 3, -250, 9, 3, 3, 90, -3, 3, 2, 1, 0]),
+            _norm("pair", [-1, -1], [3200, 3199], 100, [32768, 32767]),
+            _norm("none", [0, 0, 0], [], 0, [7, 7, 7]),
+            _norm("gone", [], [], 0, []),
+            _norm("mixed", [1, -1, 0, 1, 1], [0, 0, 0, 0], -1, [1, -1, 0, 0, 0]),
+        )
+    )
+
+
 def graph() -> Contents:
     """The layer of `tiny`, a norm and a constant, with a graph that says everything that a graph can say."""
     weight, bias = tiny().records
@@ -233,6 +259,7 @@ GOLDEN = {
     "heads": heads,
     "lines": lines,
     "decays": decays,
+    "norms": norms,
     "graph": graph,
     "rounded": rounded,
 }

@@ -189,10 +189,12 @@ def levels_header(c):
 
 def levels(h, stream):
     size = math.prod(h["shape"])
+    rows, columns, taps, order = places(h["shape"], h["axis"], h["groups"], h["flags"] & 1)
+    h["dead"] = [True] * rows
     if not h["top"]:
         return [(0, None, None)] * size
-    rows, columns, taps, order = places(h["shape"], h["axis"], h["groups"], h["flags"] & 1)
     alive_rows, alive_columns = stream.mask(rows), stream.mask(columns)
+    h["dead"] = [not alive for alive in alive_rows]
     offsets = []
     for bit, alive in ((8, alive_rows), (16, alive_columns), (32, [True] * taps)):
         values = iter(stream.integers(sum(alive), *h[bit]) if bit in h else [0] * sum(alive))
@@ -234,6 +236,38 @@ def levels(h, stream):
             size = 1 + stream.symbol(table_of_sizes(decay, h["top"]))
             result[order[i * columns * taps + j]] = (size * found[i, j], exponents[i], h["resolution"])
     return result
+
+
+SIGNS = ((1, 1), (0, 1), (-1, 1), (0, 0), (-1, 0), (-1, -1))
+
+
+def norm_header(c):
+    h = {"channels": c.uint()}
+    if h["channels"]:
+        h["signs"], h["step"] = SIGNS[c.uint()], c.sint()
+        for what in ("exponents", "shifts"):
+            h[what] = (0, 0)
+            if what == "shifts" or h["signs"] != (0, 0):
+                low = c.sint()
+                h[what] = (low, low + c.uint())
+    return h
+
+
+def norm(h, dead, stream):
+    """Section 3.1; `dead` are the rows that do not live of the levels before."""
+    n = h["channels"]
+    if not n:
+        return [0], [], []
+    if len(dead) != n:
+        dead = [False] * n
+    signs = [None] * n
+    for group in (False, True):
+        places = [i for i in range(n) if dead[i] == group]
+        for i, sign in zip(places, stream.integers(len(places), *h["signs"]), strict=True):
+            signs[i] = sign
+    exponents = iter(stream.integers(sum(s != 0 for s in signs), *h["exponents"]))
+    scales = [s * 2.0 ** (next(exponents) / 32) if s else 0.0 for s in signs]
+    return [n], scales, [k * 2.0 ** h["step"] for k in stream.integers(n, *h["shifts"])]
 
 
 def which_pass(place, pitch):
@@ -318,6 +352,8 @@ def read(data):
         kind = c.uint()
         if kind == 0:
             heads.append((name.decode(), kind, levels_header(c)))
+        elif kind == 15:
+            heads.append((name.decode(), kind, norm_header(c)))
         elif kind == 12:
             heads.append((name.decode(), kind, c.uint()))
         elif kind == 14:
@@ -331,14 +367,17 @@ def read(data):
     for name, kind, shape in heads:
         if kind in (1, 2):
             plain[name] = (shape, c.numbers("ef"[kind - 1], shape[0]), c.numbers("ef"[kind - 1], shape[0]))
-        elif kind in (12, 13, 14):
+        elif kind in (12, 13, 14, 15):
             plain[name] = shape
         elif kind:
             plain[name] = (shape, c.numbers(RAW[kind], math.prod(shape)))
     stream = Stream(c.data[c.at :])
-    result = {
-        name: plain[name] if kind else (head["shape"], levels(head, stream), head["original"])
-        for name, kind, head in heads
-    }
+    result, dead = {}, []
+    for name, kind, head in heads:
+        if kind == 0:
+            result[name] = (head["shape"], levels(head, stream), head["original"])
+            dead = head["dead"]
+        else:
+            result[name] = norm(head, dead, stream) if kind == 15 else plain[name]
     assert stream.done()
     return result, metadata

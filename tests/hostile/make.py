@@ -146,7 +146,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
     "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
     # raw numbers
-    "unknown-kind": (file(plain(15, 0)), r"`x` kind: expected at most 14, found 15"),
+    "unknown-kind": (file(plain(16, 0)), r"`x` kind: expected at most 15, found 16"),
     "activation-without-levels": (file(activation(0)), r"`x..in`: expected a largest level of 1 … 255, found 0"),
     "activation-beyond-8-bits": (file(activation(512)), r"`x..in` largest level: expected at most 511, found 512"),
     "activation-with-a-sign-beyond-8-bits": (
@@ -162,6 +162,24 @@ FILES: dict[str, tuple[bytes, str]] = {
     "raw-missing": (file(plain(4, 2), raw=bytes(4)), r"`x`: 8 bytes expected, 4 left"),
     "norm-half-there": (file(name("n") + uints(1, 4), raw=bytes(8)), r"`n`: 8 bytes expected, 0 left"),
     "norm-of-a-gigabyte": (file(name("n") + uints(2, 2**30)), r"`n`: 4294967296 bytes expected, 0 left"),
+    "norm-in-steps-without-end": (
+        file(name("n") + uints(15, 2**30, 0, 0, 0, 0, 0, 0)),
+        r"`n`: shape \(2, 1073741824\) has more weights than a file of \d+ bytes may hold",
+    ),
+    "norm-of-unknown-signs": (file(name("n") + uints(15, 4, 6)), r"`n` signs: expected at most 5, found 6"),
+    "norm-step-101": (file(name("n") + uints(15, 4, 0, 202)), r"`n` step: expected at most 200, found 202"),
+    "norm-exponents-beyond-measure": (
+        file(name("n") + uints(15, 4, 0, 0, 6400, 1)),
+        r"`n`: a range within -3200 … 3200 expected, found 3200 … 3201",
+    ),
+    "norm-shifts-beyond-measure": (
+        file(name("n") + uints(15, 4, 3, 0, 65537, 0)),
+        r"`n`: a range within -32768 … 32768 expected, found -32769 … -32769",
+    ),
+    "norm-without-a-stream": (
+        file(name("n") + uints(15, 4, 0, 0, 0, 9, 0, 0)),
+        r"entropy-coded part: .*missing",
+    ),
     "truth-value-2": (file(plain(11, 2), raw=b"\x01\x02"), r"`x`: a truth value of 2"),
     # levels: header
     "unknown-flags": (file(levels(flags=384)), r"`w` flags: expected at most 383, found 384"),
