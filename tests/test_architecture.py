@@ -10,6 +10,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "fusing", "mixing", "meta"),
     ("contexts", "quantizer", "attention", "recurrent", "wire", "distilling", "following", "remembering"),
     ("coder", "surroundings", "graph"),
+    ("heading",),
     ("fitting", "rate", "container", "tracing", "copies", "optimizers"),
     ("operators", "activations"),
     ("axes",),
@@ -28,7 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 FRONT_DOOR = "__init__"
-FREE_OF_TORCH = ("errors", "contexts", "coder", "container", "graph", "wire")
+FREE_OF_TORCH = ("errors", "contexts", "coder", "container", "graph", "heading", "wire")
 
 
 def unit(path: Path) -> str:
@@ -91,7 +92,7 @@ def test_decoding_is_free_of_torch(name: str) -> None:
 
 def test_nothing_is_read_by_executing_it() -> None:
     """No pickle, eval or exec in what reads a `.scn` file."""
-    for name in ("coder", "container", "packing", "wire", "graph", "interpreting"):
+    for name in ("coder", "container", "packing", "wire", "heading", "graph", "interpreting"):
         text = (SOURCES / f"{name}.py").read_text(encoding="utf-8")
         calls = {
             n.func.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)

@@ -117,7 +117,7 @@ def some_levels(
 
 @pytest.mark.parametrize("name", sorted(golden.GOLDEN))
 def test_golden_contents_have_these_bytes(name: str) -> None:
-    assert write(golden.GOLDEN[name]()) == golden.stored(name)
+    assert write(golden.GOLDEN[name](), golden.version(name)) == golden.stored(name)
 
 
 @pytest.mark.parametrize("name", sorted(golden.GOLDEN))
@@ -223,8 +223,8 @@ def test_the_page_lists_the_words_of_names() -> None:
     [("conv1.weight", 2 + 4), ("features.0.weight", 2 + 4), ("layers.10.self_attn.q_proj.weight", 2 + 9), ("möwe", 7)],
 )
 def test_words_in_names_take_a_byte(name: str, size: int) -> None:
-    plain = len(write(Contents((RawTensor("", np.zeros(1, np.float16)),))))
-    assert len(write(Contents((RawTensor(name, np.zeros(1, np.float16)),)))) == plain - 2 + size
+    plain = len(write(Contents((RawTensor("", np.zeros(1, np.float16)),)), version=1))
+    assert len(write(Contents((RawTensor(name, np.zeros(1, np.float16)),)), version=1)) == plain - 2 + size
 
 
 def test_the_page_shows_the_golden_file() -> None:
@@ -270,10 +270,22 @@ def test_names_come_back(names: list[str]) -> None:
     assert_same(read(write(contents)), contents)
 
 
-def test_an_empty_network_takes_ten_bytes() -> None:
-    assert write(Contents(())) == hostile.file()
-    assert len(write(Contents(()))) == 10
-    assert read(write(Contents(()))).records == ()
+@pytest.mark.parametrize(("version", "size"), [(1, 10), (2, 14)])
+def test_an_empty_network_takes_little(version: int, size: int) -> None:
+    data = write(Contents(()), version)
+    assert len(data) == size
+    assert version == 2 or data == hostile.file()
+    assert read(data).records == ()
+
+
+def test_a_header_in_the_stream_takes_less_and_one_that_is_too_long_is_left_as_it_is() -> None:
+    for count, version in ((30, 2), (1 << 15, 1)):
+        contents = Contents(tuple(RawTensor(f"layer.{i}.scale", np.zeros(1, np.int8)) for i in range(count)))
+        data = write(contents)
+        assert data[3] == version
+        assert_same(read(data), contents)
+    plain, coded = (len(write(golden.CONTENTS["full"](), version)) for version in (1, 2))
+    assert coded < plain - 60
 
 
 def test_values_that_are_not_finite_come_back() -> None:

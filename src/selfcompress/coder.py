@@ -377,6 +377,10 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
+    def symbol(self, value: int, table: Ints) -> None:
+        """Write one symbol of a table of frequencies whose sum is 2^24."""
+        self._coder.encode(np.array([value], np.int32), _categorical(table))
+
     def integers(self, values: Sequence[int] | NDArray[Any], low: int, high: int) -> None:
         """Write integers of the range low … high, which the reader must know, along with how many there are."""
         symbols = np.asarray(values, np.int64).reshape(-1) - low
@@ -455,6 +459,10 @@ class Decoder:
             return np.asarray(self._coder.decode(_categorical(table), count), np.int32)
         except (AssertionError, ValueError) as error:  # constriction names invalid data so
             raise FormatError(f"entropy-coded part: damaged, {error}") from None
+
+    def symbol(self, table: Ints) -> int:
+        """Read one symbol of a table of frequencies whose sum is 2^24."""
+        return int(self._symbols(1, table)[0])
 
     def integers(self, count: int, low: int, high: int) -> Ints:
         """Read `count` integers of the range low … high."""

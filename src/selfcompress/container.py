@@ -1,10 +1,10 @@
 """The `.scn` file: named tensors of levels and of plain numbers <-> bytes. Specified in `docs/format.md`.
 
-    magic "SCN" · version · metadata · number of records · records · raw numbers · entropy-coded stream · CRC-32
+    magic "SCN" · version · sizes · raw numbers · entropy-coded stream · CRC-32
 
-Everything in front of the stream is little-endian and whole bytes; integers are LEB128 (7 bits a byte, low ones
-first), signed ones zigzagged. The stream holds, record after record, masks, offsets, exponents and levels, see
-`coder.py`.
+The stream begins with the header (metadata, number of records, records), whole bytes that `heading.py` codes; integers
+are LEB128 (7 bits a byte, low ones first), signed ones zigzagged. Then it holds, record after record, masks, offsets,
+exponents and levels, see `coder.py`. Files of version 1 have the header in front of the raw numbers, as it is.
 
 The reader distrusts what it reads: the checksum comes first, every length is checked against what is left, and no array
 is made that the length of the file does not justify (`most_weights`). It executes nothing, and whatever is wrong ends
@@ -18,7 +18,7 @@ import math
 import os
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ from .coder import (
 from .contexts import MAX_PITCH, MAX_TILT, STRONGEST, Context
 from .errors import FormatError, OutputError
 from .graph import DTYPES, Graph, decode_graph, encode_graph
-from .wire import Reader, Writer
+from .heading import HeaderReader, write_header
+from .wire import Field, Reader, Writer
 
 MAGIC = b"SCN"
-VERSION = 1
+VERSION = 2
 MAX_AXES = 8
 MAX_NAME = 1 << 10
 """Bytes of a record's name: names share their beginnings, so that a short file could hold many long ones."""
@@ -253,7 +254,7 @@ def _range_of(values: Ints) -> tuple[int, int]:
     return (int(values.min()), int(values.max())) if len(values) else (0, 0)
 
 
-def _write_levels(tensor: LevelTensor, header: Writer, stream: Encoder) -> None:
+def _write_levels(tensor: LevelTensor, header: Writer, stream: "_Later") -> None:
     model = tensor.model
     taps = model.taps if model.taps.any() else None
     lists = (model.rows, model.columns, taps)
@@ -265,37 +266,39 @@ def _write_levels(tensor: LevelTensor, header: Writer, stream: Encoder) -> None:
             flag for flag, found in zip((_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS), lists, strict=True) if found is not None
         )
     )
-    header.uint((_AXES.index(tensor.axis) + len(_AXES) * (model.context is not None)) * 64 | flags)
-    header.uint(len(tensor.shape))
+    header.uint((_AXES.index(tensor.axis) + len(_AXES) * (model.context is not None)) * 64 | flags, Field.FLAGS)
+    header.uint(len(tensor.shape), Field.AXES)
     header.shape(tensor.original_shape)
     if flags & _SHRUNK:
-        header.shape(tensor.shape)
+        header.shape(tensor.shape, Field.SIZE_NOW)
     if flags & _HAS_GROUPS:
-        header.uint(tensor.groups)
-    header.uint(model.top)
+        header.uint(tensor.groups, Field.GROUPS)
+    header.uint(model.top, Field.TOP)
     if not model.top:
         return
-    header.sint(model.offset)
-    header.uint(model.decay if model.decays is None else DECAYS)
-    header.uint(tensor.resolution)
+    header.sint(model.offset, Field.OFFSET)
+    header.uint(model.decay if model.decays is None else DECAYS, Field.DECAY)
+    header.uint(tensor.resolution, Field.RESOLUTION)
     if model.context is not None:
-        header.uint(model.context.pitch)
+        header.uint(model.context.pitch, Field.PITCH)
         for value in (*model.context.bases, *model.context.slopes, model.context.tilt):
-            header.sint(value)
+            header.sint(value, Field.CONTEXT)
     stream.mask(model.alive_rows)
     stream.mask(model.alive_columns)
     for values in (*lists, model.decays, tensor.exponents):
         if values is not None:
             low, high = _range_of(values)
-            header.sint(low)
-            header.uint(high - low)
+            header.sint(low, Field.LOWEST)
+            header.uint(high - low, Field.SPAN)
             stream.integers(values, low, high)
     stream.levels(tensor.levels, model)
 
 
-def _read_range(header: Reader, name: str, low: int, high: int, most: int) -> tuple[int, int]:
-    first = header.sint(f"`{name}` range", 1 << 31)
-    last = first + header.uint(f"`{name}` range", most)
+def _read_range(
+    header: Reader, name: str, low: int, high: int, most: int, fields: tuple[Field, Field] = (Field.LOWEST, Field.SPAN)
+) -> tuple[int, int]:
+    first = header.sint(f"`{name}` range", 1 << 31, fields[0])
+    last = first + header.uint(f"`{name}` range", most, fields[1])
     if first < low or last > high:
         raise FormatError(f"`{name}`: a range within {low} … {high} expected, found {first} … {last}")
     return first, last
@@ -321,12 +324,12 @@ class _LevelsHeader:
 
 
 def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHeader:
-    flags = header.uint(f"`{name}` flags", 2 * 64 * len(_AXES) - 1)
+    flags = header.uint(f"`{name}` flags", 2 * 64 * len(_AXES) - 1, Field.FLAGS)
     axis = _AXES[flags // 64 % len(_AXES)]
-    axes = header.uint(f"`{name}` axes", MAX_AXES)
+    axes = header.uint(f"`{name}` axes", MAX_AXES, Field.AXES)
     original = header.shape(axes, f"`{name}` shape")
-    shape = header.shape(axes, f"`{name}` shape") if flags & _SHRUNK else original
-    groups = header.uint(f"`{name}` groups", 1 << 31) if flags & _HAS_GROUPS else 1
+    shape = header.shape(axes, f"`{name}` shape", Field.SIZE_NOW) if flags & _SHRUNK else original
+    groups = header.uint(f"`{name}` groups", 1 << 31, Field.GROUPS) if flags & _HAS_GROUPS else 1
     if axis is not None and axes < axis + 1:
         raise FormatError(f"`{name}`: channel axis {axis} of a tensor with {axes} axes")
     if any(now > before for now, before in zip(shape, original, strict=True)):
@@ -336,15 +339,15 @@ def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHe
     if not 1 <= groups <= max(first, 1) or first % groups or (transposed and axis != 1):
         raise FormatError(f"`{name}`: {groups} groups do not fit shape {shape}, channel axis {axis}")
     budget.spend(original, name)
-    top = header.uint(f"`{name}` top level", MAX_TOP)
+    top = header.uint(f"`{name}` top level", MAX_TOP, Field.TOP)
     if not top:
         return _LevelsHeader(name, original, shape, axis, groups, transposed, 1, 0, 0, 0, None, ())
-    offset = header.sint(f"`{name}` offset", 128)
-    decay = header.uint(f"`{name}` decay", DECAYS)
+    offset = header.sint(f"`{name}` offset", 128, Field.OFFSET)
+    decay = header.uint(f"`{name}` decay", DECAYS, Field.DECAY)
     own_decays = decay == DECAYS
     if own_decays and top == 1:
         raise FormatError(f"`{name}`: decays of rows whose levels are -1 … 1, expected none")
-    resolution = header.uint(f"`{name}` resolution", 1 << 16)
+    resolution = header.uint(f"`{name}` resolution", 1 << 16, Field.RESOLUTION)
     if not resolution:
         raise FormatError(f"`{name}`: an exponent resolution of 0")
     context = _read_context(name, header) if flags // 64 >= len(_AXES) else None
@@ -363,9 +366,9 @@ def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHe
 
 
 def _read_context(name: str, header: Reader) -> Context:
-    pitch = header.uint(f"`{name}` pitch", MAX_PITCH)
-    numbers = [header.sint(f"`{name}` context", STRONGEST) for _ in range(4)]
-    tilt = header.sint(f"`{name}` tilt", MAX_TILT)
+    pitch = header.uint(f"`{name}` pitch", MAX_PITCH, Field.PITCH)
+    numbers = [header.sint(f"`{name}` context", STRONGEST, Field.CONTEXT) for _ in range(4)]
+    tilt = header.sint(f"`{name}` tilt", MAX_TILT, Field.CONTEXT)
     if pitch < 2:
         raise FormatError(f"`{name}`: a pitch of {pitch}, expected 2 or more")
     return Context(pitch, (numbers[0], numbers[1]), (numbers[2], numbers[3]), tilt)
@@ -423,20 +426,20 @@ def _dead_before(records: Sequence[Record], number: int, channels: int) -> NDArr
     return ~before.model.alive_rows
 
 
-def _write_norm(levels: NormLevels, dead: NDArray[np.bool_] | None, header: Writer, stream: Encoder) -> None:
-    header.uint(len(levels.signs))
+def _write_norm(levels: NormLevels, dead: NDArray[np.bool_] | None, header: Writer, stream: "_Later") -> None:
+    header.uint(len(levels.signs), Field.SIZE)
     if not len(levels.signs):
         return
     signs = _range_of(levels.signs)
-    header.uint(_SIGN_RANGES.index(signs))
-    header.sint(levels.step)
+    header.uint(_SIGN_RANGES.index(signs), Field.SIGNS)
+    header.sint(levels.step, Field.STEP)
     ranges = [signs, signs]
     for values in (levels.exponents, levels.shifts):
         low, high = _range_of(values)
         ranges.append((low, high))
         if len(values):
-            header.sint(low)
-            header.uint(high - low)
+            header.sint(low, Field.NORM_LOWEST)
+            header.uint(high - low, Field.NORM_SPAN)
     for values, limits in zip(levels.lists(dead), ranges, strict=True):
         stream.integers(values, *limits)
 
@@ -453,17 +456,20 @@ class _NormHeader:
     shifts: tuple[int, int]
 
 
+_OF_NORM = (Field.NORM_LOWEST, Field.NORM_SPAN)
+
+
 def _read_norm_header(name: str, header: Reader, budget: _Budget) -> _NormHeader:
     (channels,) = header.shape(1, f"`{name}` shape")
     budget.spend((2, channels), name)
     nothing = (0, 0)
     if not channels:
         return _NormHeader(name, 0, nothing, 0, nothing, nothing)
-    signs = _SIGN_RANGES[header.uint(f"`{name}` signs", len(_SIGN_RANGES) - 1)]
-    step = header.sint(f"`{name}` step", MAX_OCTAVES)
+    signs = _SIGN_RANGES[header.uint(f"`{name}` signs", len(_SIGN_RANGES) - 1, Field.SIGNS)]
+    step = header.sint(f"`{name}` step", MAX_OCTAVES, Field.STEP)
     reach = MAX_OCTAVES * NORM_RESOLUTION
-    exponents = _read_range(header, name, -reach, reach, MAX_EXPONENTS) if signs != (0, 0) else nothing
-    shifts = _read_range(header, name, -MAX_SHIFT, MAX_SHIFT, 2 * MAX_SHIFT)
+    exponents = _read_range(header, name, -reach, reach, MAX_EXPONENTS, _OF_NORM) if signs != (0, 0) else nothing
+    shifts = _read_range(header, name, -MAX_SHIFT, MAX_SHIFT, 2 * MAX_SHIFT, _OF_NORM)
     return _NormHeader(name, channels, signs, step, exponents, shifts)
 
 
@@ -477,12 +483,14 @@ def _read_norm(head: _NormHeader, dead: NDArray[np.bool_] | None, stream: Decode
     return norm_of_levels(head.name, NormLevels(signs, exponents, head.step, shifts))
 
 
-def write(contents: Contents) -> bytes:
+def write(contents: Contents, version: int = VERSION) -> bytes:
     """The bytes of a `.scn` file with these contents. Inverse: `read`.
+
+    Version 1 has its header as it is, version 2 in the stream, unless that is too long for it.
 
     Raises `FormatError` for contents that a file cannot hold: foreign types, a range of exponents beyond all measure.
     """
-    body, size = _body(contents), _all_weights(contents)
+    body, size = _body(contents, version), _all_weights(contents)
     if size > most_weights(len(body) + 4):
         raise FormatError(
             f"{size} weights in {len(body) + 4} bytes: a file of that length holds at most "
@@ -493,18 +501,39 @@ def write(contents: Contents) -> bytes:
 
 def needed_bytes(contents: Contents) -> int:
     """Bytes of a file with these contents, or, where it would be too short for its weights, of one that would do."""
-    return max(len(_body(contents)) + 4, fewest_bytes(_all_weights(contents)))
+    return max(len(_body(contents, VERSION)) + 4, fewest_bytes(_all_weights(contents)))
 
 
 def _all_weights(contents: Contents) -> int:
     return sum(_weights(r.original_shape) for r in contents.records if isinstance(r, LevelTensor))
 
 
-def _body(contents: Contents) -> bytes:
+class _Later:
+    """What is to be written into the stream, once it is known what the header is."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[Encoder], None]] = []
+
+    def integers(self, values: Ints, low: int, high: int) -> None:
+        self.calls.append(lambda stream: stream.integers(values, low, high))
+
+    def mask(self, mask: NDArray[np.bool_]) -> None:
+        self.calls.append(lambda stream: stream.mask(mask))
+
+    def levels(self, levels: NDArray[Any], model: LevelModel) -> None:
+        self.calls.append(lambda stream: stream.levels(levels, model))
+
+
+def most_header_bytes(size_bytes: int) -> int:
+    """How many bytes the header of a file of this length may come to, where it is in the stream: it takes time."""
+    return min(1024 + 16 * size_bytes, 1 << 18)
+
+
+def _body(contents: Contents, version: int) -> bytes:
     """All of a file but its checksum."""
-    header, stream, raw = Writer(), Encoder(), bytearray()
+    header, later, raw = Writer(), _Later(), bytearray()
     header.text(contents.metadata)
-    header.uint(len(contents.records))
+    header.uint(len(contents.records), Field.RECORDS)
     previous = b""
     for number, record in enumerate(contents.records):
         _check_writable(record)
@@ -512,32 +541,40 @@ def _body(contents: Contents) -> bytes:
         header.name(name, previous)
         previous = name
         if isinstance(record, LevelTensor):
-            header.uint(_KINDS.index(_LEVELS))
-            _write_levels(record, header, stream)
+            header.uint(_KINDS.index(_LEVELS), Field.KIND)
+            _write_levels(record, header, later)
         elif isinstance(record, Number):
-            header.uint(_KINDS.index(_NUMBER))
-            header.uint(record.value)
+            header.uint(_KINDS.index(_NUMBER), Field.KIND)
+            header.uint(record.value, Field.NUMBER)
         elif isinstance(record, Activation):
-            header.uint(_KINDS.index(_ACTIVATION))
-            header.uint(2 * record.top + record.signed)
-            header.sint(record.exponent)
+            header.uint(_KINDS.index(_ACTIVATION), Field.KIND)
+            header.uint(2 * record.top + record.signed, Field.ROUNDING)
+            header.sint(record.exponent, Field.ROUNDING)
         elif isinstance(record, GraphRecord):
-            header.uint(_KINDS.index(_GRAPH))
-            header.data += encode_graph(record.graph, [r.name for r in contents.records])
+            header.uint(_KINDS.index(_GRAPH), Field.KIND)
+            header.put(encode_graph(record.graph, [r.name for r in contents.records]))
         elif isinstance(record, NormTensor) and record.levels is not None:
-            header.uint(_KINDS.index(_NORM_LEVELS))
+            header.uint(_KINDS.index(_NORM_LEVELS), Field.KIND)
             dead = _dead_before(contents.records, number, len(record.scale))
-            _write_norm(record.levels, dead, header, stream)
+            _write_norm(record.levels, dead, header, later)
         elif isinstance(record, NormTensor):
-            header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"))
-            header.uint(len(record.scale))
+            header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"), Field.KIND)
+            header.uint(len(record.scale), Field.SIZE)
             raw += _little(record.scale) + _little(record.shift)
         else:
-            header.uint(_KINDS.index(str(record.values.dtype)))
-            header.uint(record.values.ndim)
+            header.uint(_KINDS.index(str(record.values.dtype)), Field.KIND)
+            header.uint(record.values.ndim, Field.AXES)
             header.shape(record.values.shape)
             raw += _little(record.values)
-    return MAGIC + bytes([VERSION]) + header.data + raw + stream.finish()
+    stream, lengths = Encoder(), Writer()
+    if version > 1:
+        lengths.uint(len(header.data))
+        lengths.uint(len(raw))
+        write_header(header, stream)
+    for call in later.calls:
+        call(stream)
+    whole = MAGIC + bytes([version]) + (header.data if version == 1 else lengths.data) + raw + stream.finish()
+    return _body(contents, 1) if version > 1 and len(header.data) > most_header_bytes(len(whole) + 4) else whole
 
 
 def _check_writable(record: Record) -> None:
@@ -585,9 +622,9 @@ def _check_activation(record: Activation) -> None:
 
 
 def _read_activation(name: str, header: Reader) -> Activation:
-    code = header.uint(f"`{name}` largest level", 511)
+    code = header.uint(f"`{name}` largest level", 511, Field.ROUNDING)
     reach = MAX_OCTAVES * ACTIVATION_RESOLUTION
-    record = Activation(name, header.sint(f"`{name}` exponent", reach), code // 2, code % 2 == 1)
+    record = Activation(name, header.sint(f"`{name}` exponent", reach, Field.ROUNDING), code // 2, code % 2 == 1)
     _check_activation(record)
     return record
 
@@ -602,11 +639,17 @@ def read(data: bytes) -> Contents:
         raise FormatError(f"expected a selfcompress file, which starts with {MAGIC!r}, found {data[:3]!r}")
     if len(data) < 10:
         raise FormatError(f"expected at least 10 bytes, found {len(data)}: the file is truncated")
-    if data[3] != VERSION:
-        raise FormatError(f"format version {data[3]}, this reader knows {VERSION}\nhint: upgrade selfcompress")
+    if not 1 <= data[3] <= VERSION:
+        raise FormatError(f"format version {data[3]}, this reader knows 1 to {VERSION}\nhint: upgrade selfcompress")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise FormatError("the checksum does not match: the file is truncated or altered\nhint: copy it again")
     header, budget = Reader(data[4:-4]), _Budget(len(data))
+    raw = header
+    if data[3] > 1:
+        size = header.uint("header", most_header_bytes(len(data)))
+        raw = Reader(header.take(header.uint("raw numbers", len(data)), "raw numbers"))
+        stream = Decoder(header.data[header.at :])
+        header = HeaderReader(stream, size)
     metadata = header.text("metadata")
     pending: list[tuple[str, str, tuple[int, ...]]] = []
     heads: list[_LevelsHeader | _NormHeader] = []
@@ -615,7 +658,7 @@ def read(data: bytes) -> Contents:
     graphs: list[GraphRecord] = []
     order: list[tuple[str, int]] = []
     previous, names = b"", dict[str, None]()
-    for _ in range(header.uint("number of records", len(data))):
+    for _ in range(header.uint("number of records", header.size, Field.RECORDS)):
         if graphs:
             raise FormatError(f"`{GRAPH_NAME}`: expected the graph as the last record")
         previous = header.name(previous, MAX_NAME)
@@ -623,14 +666,14 @@ def read(data: bytes) -> Contents:
         if name in names:
             raise FormatError(f"`{name}` occurs twice")
         names[name] = None
-        kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1)]
+        kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1, Field.KIND)]
         if kind in (_LEVELS, _NORM_LEVELS):
             order.append((_LEVELS, len(heads)))
             read_header = _read_levels_header if kind == _LEVELS else _read_norm_header
             heads.append(read_header(name, header, budget))
         elif kind == _NUMBER:
             order.append((_NUMBER, len(numbers)))
-            numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER)))
+            numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER, Field.NUMBER)))
         elif kind == _ACTIVATION:
             order.append((_ACTIVATION, len(activations)))
             activations.append(_read_activation(name, header))
@@ -638,15 +681,20 @@ def read(data: bytes) -> Contents:
             if name != GRAPH_NAME:
                 raise FormatError(f"`{name}`: expected a graph to have the name `{GRAPH_NAME}`")
             order.append((_GRAPH, 0))
-            start = header.at
+            start = header.bits
             graph = decode_graph(header, list(names))
-            graphs.append(GraphRecord(graph, header.at - start))
+            graphs.append(GraphRecord(graph, round((header.bits - start) / 8)))
         else:
             order.append((kind, len(pending)))
-            axes = 1 if kind.startswith(_NORM) else header.uint(f"`{name}` axes", MAX_AXES)
+            axes = 1 if kind.startswith(_NORM) else header.uint(f"`{name}` axes", MAX_AXES, Field.AXES)
             pending.append((name, kind, header.shape(axes, f"`{name}` shape")))
-    plain = [_read_raw(header, *entry) for entry in pending]
-    stream = Decoder(header.data[header.at :])
+    plain = [_read_raw(raw, *entry) for entry in pending]
+    if data[3] == 1:
+        stream = Decoder(header.data[header.at :])
+    elif (header.at, raw.at) != (header.size, raw.size):
+        raise FormatError(
+            f"header: {header.size} bytes and {raw.size} of raw numbers expected, found {header.at} and {raw.at}"
+        )
     try:
         coded = _read_stream(heads, stream)
     except MemoryError:

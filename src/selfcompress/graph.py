@@ -195,14 +195,14 @@ def _write_value(writer: Writer, value: Value, now: int, places: dict[str, int])
         put(_DTYPE, DTYPES.index(value.name))
     elif isinstance(value, float):
         put(_FLOAT)
-        writer.data += struct.pack("<d", value)
+        writer.put(struct.pack("<d", value))
     else:
         assert isinstance(value, str)
         raw = value.encode()
         if len(raw) > MAX_TEXT:
             raise FormatError(f"graph: expected texts of at most {MAX_TEXT} bytes, found {len(raw)}")
         put(_TEXT, len(raw))
-        writer.data += raw
+        writer.put(raw)
 
 
 def decode_graph(reader: Reader, names: Sequence[str]) -> Graph:

@@ -2,10 +2,45 @@
 `docs/format.md`, 1 and 2.
 
 `Writer` and `Reader` are inverse, call by call. The reader distrusts what it reads: whatever is wrong ends in a
-`FormatError` that says `what` was to be read.
+`FormatError` that says `what` was to be read. Each byte belongs to a field, by which `heading.py` tells what to expect.
 """
 
+from enum import IntEnum
+
 from .errors import FormatError
+
+
+class Field(IntEnum):
+    """What a byte of the header is part of."""
+
+    GRAPH = 0
+    TEXT_LENGTH = 1
+    TEXT = 2
+    RECORDS = 3
+    SHARED = 4
+    NAME_LENGTH = 5
+    NAME = 6
+    KIND = 7
+    FLAGS = 8
+    AXES = 9
+    SIZE = 10
+    SIZE_NOW = 11
+    GROUPS = 12
+    TOP = 13
+    OFFSET = 14
+    DECAY = 15
+    RESOLUTION = 16
+    PITCH = 17
+    CONTEXT = 18
+    LOWEST = 19
+    SPAN = 20
+    SIGNS = 21
+    STEP = 22
+    NORM_LOWEST = 23
+    NORM_SPAN = 24
+    NUMBER = 25
+    ROUNDING = 26
+
 
 NAME_WORDS = (
     b"weight", b"bias", b"conv", b"norm", b"fc", b"linear", b"bn", b"ln_", b"layer", b"layers.", b"block", b"blocks.",
@@ -27,25 +62,30 @@ class Writer:
     """Bytes of the header."""
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.data, self.fields = bytearray(), bytearray()
 
-    def uint(self, value: int) -> None:
+    def put(self, data: bytes, field: Field = Field.GRAPH) -> None:
+        """Bytes as they are."""
+        self.data += data
+        self.fields += bytes([field]) * len(data)
+
+    def uint(self, value: int, field: Field = Field.GRAPH) -> None:
         """A whole number >= 0."""
         assert value >= 0
         while value > 127:
-            self.data.append(value & 127 | 128)
+            self.put(bytes([value & 127 | 128]), field)
             value >>= 7
-        self.data.append(value)
+        self.put(bytes([value]), field)
 
-    def sint(self, value: int) -> None:
+    def sint(self, value: int, field: Field) -> None:
         """A whole number of either sign."""
-        self.uint(2 * value if value >= 0 else -2 * value - 1)
+        self.uint(2 * value if value >= 0 else -2 * value - 1, field)
 
     def text(self, value: str) -> None:
         """Text, its length first."""
         raw = value.encode()
-        self.uint(len(raw))
-        self.data += raw
+        self.uint(len(raw), Field.TEXT_LENGTH)
+        self.put(raw, Field.TEXT)
 
     def name(self, name: bytes, previous: bytes) -> None:
         """A name in UTF-8, by what it shares with the name before it."""
@@ -55,14 +95,14 @@ class Writer:
         while shared < len(name) and _WORD <= name[shared] < _LEAD:  # no character is torn apart
             shared -= 1
         rest = _shortened(name[shared:])
-        self.uint(shared)
-        self.uint(len(rest))
-        self.data += rest
+        self.uint(shared, Field.SHARED)
+        self.uint(len(rest), Field.NAME_LENGTH)
+        self.put(rest, Field.NAME)
 
-    def shape(self, shape: tuple[int, ...]) -> None:
+    def shape(self, shape: tuple[int, ...], field: Field = Field.SIZE) -> None:
         """The sizes of a shape, without their number."""
         for size in shape:
-            self.uint(size)
+            self.uint(size, field)
 
 
 class Reader:
@@ -71,18 +111,28 @@ class Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def take(self, count: int, what: str) -> bytes:
+    @property
+    def size(self) -> int:
+        """How many bytes there are at most."""
+        return len(self.data)
+
+    @property
+    def bits(self) -> float:
+        """What has been read so far takes in the file."""
+        return 8.0 * self.at
+
+    def take(self, count: int, what: str, field: Field = Field.GRAPH) -> bytes:
         """The next bytes."""
         if count > len(self.data) - self.at:
             raise FormatError(f"{what}: {count} bytes expected, {len(self.data) - self.at} left")
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def uint(self, what: str, limit: int = 1 << 40) -> int:
+    def uint(self, what: str, limit: int = 1 << 40, field: Field = Field.GRAPH) -> int:
         """A whole number of 0 … limit."""
         value = shift = 0
         while True:
-            byte = self.take(1, what)[0]
+            byte = self.take(1, what, field)[0]
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128 or shift > 42:
@@ -91,14 +141,14 @@ class Reader:
             raise FormatError(f"{what}: expected at most {limit}, found {value}")
         return value
 
-    def sint(self, what: str, limit: int = 1 << 40) -> int:
+    def sint(self, what: str, limit: int, field: Field) -> int:
         """A whole number of -limit … limit."""
-        value = self.uint(what, 2 * limit)
+        value = self.uint(what, 2 * limit, field)
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
     def text(self, what: str) -> str:
         """Text, its length first."""
-        raw = self.take(self.uint(what), what)
+        raw = self.take(self.uint(what, field=Field.TEXT_LENGTH), what, Field.TEXT)
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -106,8 +156,9 @@ class Reader:
 
     def name(self, previous: bytes, limit: int) -> bytes:
         """A name after the name before it, of at most `limit` bytes."""
-        shared = self.uint("name", len(previous))
-        whole = previous[:shared] + _lengthened(self.take(self.uint("name", limit), "name"))
+        shared = self.uint("name", len(previous), Field.SHARED)
+        length = self.uint("name", limit, Field.NAME_LENGTH)
+        whole = previous[:shared] + _lengthened(self.take(length, "name", Field.NAME))
         if len(whole) > limit:
             raise FormatError(f"name: expected at most {limit} bytes, found {len(whole)}")
         try:
@@ -117,9 +168,9 @@ class Reader:
             raise FormatError(f"name: expected UTF-8 text, found {whole[:16]!r}") from None
         return whole
 
-    def shape(self, axes: int, what: str) -> tuple[int, ...]:
+    def shape(self, axes: int, what: str, field: Field = Field.SIZE) -> tuple[int, ...]:
         """As many sizes, each at most 2^31."""
-        return tuple(self.uint(what, 1 << 31) for _ in range(axes))
+        return tuple(self.uint(what, 1 << 31, field) for _ in range(axes))
 
 
 def _shortened(text: bytes) -> bytes:

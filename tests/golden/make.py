@@ -253,7 +253,7 @@ def rounded() -> Contents:
     )
 
 
-GOLDEN = {
+CONTENTS = {
     "tiny": tiny,
     "full": full,
     "heads": heads,
@@ -263,6 +263,13 @@ GOLDEN = {
     "graph": graph,
     "rounded": rounded,
 }
+GOLDEN = {f"{name}{suffix}": contents for suffix in ("", "-2") for name, contents in CONTENTS.items()}
+"""What is in each file, by its name: of version 1, or, where it ends so, of version 2."""
+
+
+def version(name: str) -> int:
+    """The version of a golden file."""
+    return 2 if name.endswith("-2") else 1
 
 
 def stored(name: str) -> bytes:
@@ -272,6 +279,6 @@ def stored(name: str) -> bytes:
 
 if __name__ == "__main__":
     for file, contents in GOLDEN.items():
-        text = write(contents()).hex()
+        text = write(contents(), version(file)).hex()
         lines = "\n".join(text[i : i + 96] for i in range(0, len(text), 96))
         (FOLDER / f"{file}.hex").write_text(lines + "\n")

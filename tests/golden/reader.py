@@ -18,24 +18,24 @@ class Cursor:
     def __init__(self, data):
         self.data, self.at = data, 0
 
-    def take(self, n):
+    def take(self, n, field="graph"):
         self.at += n
         return self.data[self.at - n : self.at]
 
-    def uint(self):
+    def uint(self, field="graph"):
         value, place, byte = 0, 1, 128
         while byte >= 128:
-            (byte,) = self.take(1)
+            (byte,) = self.take(1, field)
             value += (byte % 128) * place
             place *= 128
         return value
 
-    def sint(self):
-        u = self.uint()
+    def sint(self, field):
+        u = self.uint(field)
         return -(u + 1) // 2 if u % 2 else u // 2
 
-    def uints(self, n):
-        return [self.uint() for _ in range(n)]
+    def uints(self, n, field="size"):
+        return [self.uint(field) for _ in range(n)]
 
     def numbers(self, code, n):
         return list(struct.unpack(f"<{n}{code}", self.take(n * struct.calcsize(code))))
@@ -169,21 +169,22 @@ def places(shape, axis, groups, transposed):
 
 
 def levels_header(c):
-    flags = c.uint()
-    axes = c.uint()
+    flags = c.uint("flags")
+    axes = c.uint("axes")
     h = {"flags": flags, "axis": (None, 0, 1)[flags // 64 % 3], "original": c.uints(axes)}
-    h["shape"] = c.uints(axes) if flags & 2 else h["original"]
-    h["groups"] = c.uint() if flags & 4 else 1
-    h["top"] = c.uint()
+    h["shape"] = c.uints(axes, "size now") if flags & 2 else h["original"]
+    h["groups"] = c.uint("groups") if flags & 4 else 1
+    h["top"] = c.uint("top")
     if h["top"]:
-        h["offset"], h["decay"], h["resolution"] = c.sint(), c.uint(), c.uint()
+        h["offset"], h["decay"], h["resolution"] = c.sint("offset"), c.uint("decay"), c.uint("resolution")
         if flags >= 192:
-            h["pitch"] = c.uint()
-            h["base"], h["slope"], h["tilt"] = [0, c.sint(), c.sint()], [0, c.sint(), c.sint()], c.sint()
+            h["pitch"] = c.uint("pitch")
+            numbers = [c.sint("context") for _ in range(5)]
+            h["base"], h["slope"], h["tilt"] = [0, *numbers[:2]], [0, *numbers[2:4]], numbers[4]
         for bit in (8, 16, 32, "decays", 0):
             if bit == 0 or (h["decay"] == 32 if bit == "decays" else flags & bit):
-                low = c.sint()
-                h[bit] = (low, low + c.uint())
+                low = c.sint("lowest")
+                h[bit] = (low, low + c.uint("span"))
     return h
 
 
@@ -242,14 +243,14 @@ SIGNS = ((1, 1), (0, 1), (-1, 1), (0, 0), (-1, 0), (-1, -1))
 
 
 def norm_header(c):
-    h = {"channels": c.uint()}
+    h = {"channels": c.uint("size")}
     if h["channels"]:
-        h["signs"], h["step"] = SIGNS[c.uint()], c.sint()
+        h["signs"], h["step"] = SIGNS[c.uint("signs")], c.sint("step")
         for what in ("exponents", "shifts"):
             h[what] = (0, 0)
             if what == "shifts" or h["signs"] != (0, 0):
-                low = c.sint()
-                h[what] = (low, low + c.uint())
+                low = c.sint("norm lowest")
+                h[what] = (low, low + c.uint("norm span"))
     return h
 
 
@@ -340,38 +341,67 @@ def with_words(data):
     return result
 
 
+class Heading(Cursor):
+    """The header in the stream: section 4.8."""
+
+    def __init__(self, stream):
+        self.stream, self.before, self.at = stream, [], 0
+
+    def take(self, n, field="graph"):
+        for _ in range(n):
+            w = [16 if s < 8 else 8 if s < 16 else 4 if s < 32 else 2 if s < 144 else 1 for s in range(256)]
+            for f, s in self.before:
+                w[s] += 8 + 256 * (f == field)
+            total = sum(w)
+            table = [1 + x * (2**24 - 256) // total for x in w]
+            table[table.index(max(table))] += 2**24 - sum(table)
+            self.before.append((field, self.stream.symbol(table)))
+            self.at += 1
+        return bytes(s for _, s in self.before[self.at - n :])
+
+
 def read(data):
-    assert data[:4] == b"SCN\x01"
+    assert data[:3] == b"SCN"
     assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
-    c = Cursor(data[4:-4])
-    metadata = c.take(c.uint()).decode()
+    c = raw = Cursor(data[4:-4])
+    if data[3] == 2:
+        size, length = c.uint(), c.uint()
+        raw = Cursor(c.take(length))
+        stream = Stream(c.data[c.at :])
+        c = Heading(stream)
+    else:
+        assert data[3] == 1
+    metadata = c.take(c.uint("text length"), "text").decode()
     heads, name = [], b""
-    for _ in range(c.uint()):
-        shared = c.uint()
-        name = name[:shared] + with_words(c.take(c.uint()))
-        kind = c.uint()
+    for _ in range(c.uint("records")):
+        shared = c.uint("shared")
+        name = name[:shared] + with_words(c.take(c.uint("name length"), "name"))
+        kind = c.uint("kind")
         if kind == 0:
             heads.append((name.decode(), kind, levels_header(c)))
         elif kind == 15:
             heads.append((name.decode(), kind, norm_header(c)))
         elif kind == 12:
-            heads.append((name.decode(), kind, c.uint()))
+            heads.append((name.decode(), kind, c.uint("number")))
         elif kind == 14:
-            top, signed = divmod(c.uint(), 2)
-            heads.append((name.decode(), kind, (top, bool(signed), c.sint())))
+            top, signed = divmod(c.uint("rounding"), 2)
+            heads.append((name.decode(), kind, (top, bool(signed), c.sint("rounding"))))
         elif kind == 13:
             heads.append((name.decode(), kind, graph(c, [head[0] for head in heads])))
         else:
-            heads.append((name.decode(), kind, c.uints(1 if kind < 3 else c.uint())))
+            heads.append((name.decode(), kind, c.uints(1 if kind < 3 else c.uint("axes"))))
     plain = {}
     for name, kind, shape in heads:
         if kind in (1, 2):
-            plain[name] = (shape, c.numbers("ef"[kind - 1], shape[0]), c.numbers("ef"[kind - 1], shape[0]))
+            plain[name] = (shape, raw.numbers("ef"[kind - 1], shape[0]), raw.numbers("ef"[kind - 1], shape[0]))
         elif kind in (12, 13, 14, 15):
             plain[name] = shape
         elif kind:
-            plain[name] = (shape, c.numbers(RAW[kind], math.prod(shape)))
-    stream = Stream(c.data[c.at :])
+            plain[name] = (shape, raw.numbers(RAW[kind], math.prod(shape)))
+    if data[3] == 1:
+        stream = Stream(c.data[c.at :])
+    else:
+        assert (c.at, raw.at) == (size, length)
     result, dead = {}, []
     for name, kind, head in heads:
         if kind == 0:

@@ -44,6 +44,20 @@ def file(*records: bytes, count: int | None = None, raw: bytes = b"", stream: by
     return signed(b"SCN\x01" + (head or uint(0)) + uint(number) + b"".join(records) + raw + stream)
 
 
+def coded(header: int, raw: int, rest: bytes) -> bytes:
+    """A file of version 2: bytes that the header is said to have, bytes of raw numbers, and what follows."""
+    return signed(b"SCN\x02" + uints(header, raw) + rest)
+
+
+def _tiny() -> tuple[int, int, bytes]:
+    """Of the smallest golden file: bytes of its header and of its raw numbers, and all that follows."""
+    data = bytes.fromhex((FOLDER.parent / "golden" / "tiny-2.hex").read_text())
+    return data[4], data[5], data[6:-4]
+
+
+TINY = _tiny()
+
+
 def levels(
     *,
     flags: int = 64,
@@ -116,9 +130,26 @@ FILES: dict[str, tuple[bytes, str]] = {
     "zip": (_zip(), r"found b'PK\\x03'"),
     "pickle": (pickle.dumps({"weight": [1.0]}, protocol=2), r"found b'\\x80\\x02}'"),
     "magic-only": (b"SCN", r"expected at least 10 bytes, found 3: the file is truncated"),
-    "version-0": (signed(b"SCN\x00" + bytes(8)), r"format version 0, this reader knows 1\nhint: upgrade"),
-    "version-255": (signed(b"SCN\xff" + bytes(8)), r"format version 255, this reader knows 1\nhint: upgrade"),
+    "version-0": (signed(b"SCN\x00" + bytes(8)), r"format version 0, this reader knows 1 to 2\nhint: upgrade"),
+    "version-255": (signed(b"SCN\xff" + bytes(8)), r"format version 255, this reader knows 1 to 2\nhint: upgrade"),
     "wrong-checksum": (file()[:-1] + b"\x00", r"the checksum does not match: the file is truncated or altered"),
+    # head, in the stream
+    "coded-header-beyond-measure": (coded(2**19, 0, bytes(8)), r"header: expected at most \d+, found 524288"),
+    "coded-header-without-its-raw-numbers": (coded(4, 52, bytes(50)), r"raw numbers: 52 bytes expected, 50 left"),
+    "coded-header-without-a-stream": (coded(4, 0, b""), r"entropy-coded part: .*missing"),
+    "coded-header-of-zeros": (
+        coded(4000, 0, bytes(300)),
+        r"header: 4000 bytes and 0 of raw numbers expected, found 2 and 0",
+    ),
+    "coded-header-ends-early": (coded(TINY[0] - 1, TINY[1], TINY[2]), r"`fc.bias` shape: 1 bytes expected, 0 left"),
+    "coded-header-goes-on": (
+        coded(TINY[0] + 1, TINY[1], TINY[2]),
+        r"header: 29 bytes and 6 of raw numbers expected, found 28 and 6",
+    ),
+    "coded-header-with-raw-numbers-left": (
+        coded(TINY[0], TINY[1] + 4, bytes(4) + TINY[2]),
+        r"header: 28 bytes and 10 of raw numbers expected, found 28 and 6",
+    ),
     # head
     "metadata-beyond-the-end": (file(head=uint(2**39)), r"metadata: 549755813888 bytes expected, 1 left"),
     "metadata-not-utf8": (file(head=b"\x02\xff\xfe"), r"metadata: expected UTF-8 text, found b'\\xff\\xfe'"),
