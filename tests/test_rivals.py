@@ -236,7 +236,7 @@ def test_a_record_has_all_that_those_of_our_rows_have(tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=1)
     results = [rivals.run("row", replace(recipe, seed=s), "uniform-2", 2, tmp_path) for s in (0, 1)]
     record = rivals.record_of("row", "command", recipe, results)
-    ours = json.loads((Path(BENCH) / "records" / "lenet5-code-length.json").read_text())
+    ours = json.loads((Path(BENCH) / "records" / "lenet-300-100-code-length.json").read_text())
     assert ours.keys() <= record.keys()
     assert {"setting", "versions", "machine"} <= record.keys()
     assert ours["runs"][0]["summary"].keys() <= record["runs"][0]["summary"].keys()
