@@ -328,7 +328,9 @@ def test_the_bytes_of_a_fixed_network_are_these() -> None:
     for item in compressed_tensors(model):
         item.quantizer.exponent.data = torch.tensor([-2.0, -1.0])
     data = pack(model, "fixed")
-    assert write(read(data), 1).hex() == (Path(__file__).parent / "golden" / "network.hex").read_text().replace("\n", "")
+    assert write(read(data), 1).hex() == (Path(__file__).parent / "golden" / "network.hex").read_text().replace(
+        "\n", ""
+    )
     loaded = unpack(data, nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, eps=0.0), nn.Linear(2, 2, bias=False)))
     assert loaded[0].weight.tolist() == [[1.0, -0.5, 0.0], [0.0, 0.0, 2.0]]
     assert loaded[1].weight.tolist() == [0.5, 0.5]
