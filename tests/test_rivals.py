@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfcompress import load
@@ -198,6 +198,7 @@ def rivals_network(recipe: Recipe) -> list[torch.nn.Parameter]:
 SHAPES = st.sampled_from([(5, 7), (3, 2, 3, 3), (6,), (2, 1)])
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), SHAPES, st.integers(0, 8), st.sampled_from([3, 40]))
 def test_weights_of_any_bit_depths_and_steps_come_back(
     seed: int, shape: tuple[int, ...], bits: int, octaves: int
