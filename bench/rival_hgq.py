@@ -152,7 +152,8 @@ def rows_of(name: str, values: Tensor) -> list[Record]:
     """All of a row as multiples of the finest step in it. Raises `OverflowError` where the file has no such levels."""
     odd, exponents = split(values)
     finest = np.where(odd == 0, exponents.max(), exponents).min(axis=1)
-    levels = odd << np.where(odd == 0, 0, exponents - finest[:, None])
+    above = np.where(odd == 0, 0, exponents - finest[:, None])
+    levels = odd << np.minimum(above, LARGEST.bit_length())  # what goes beyond is too large already
     if abs(levels).max() > LARGEST:
         raise OverflowError(name)
     return [level_record(name, torch.from_numpy(levels)), RawTensor(f"{name}.finest", finest.astype(np.int8))]
