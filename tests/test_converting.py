@@ -116,13 +116,58 @@ def test_a_skipped_name_is_not_a_prefix_of_another() -> None:
 def test_biases_have_one_format_for_the_vector() -> None:
     compressed, left = convert(Everything(), Format("eq1", 6.0, None, True))
     biases = [c for c in compressed if c.name.endswith("bias")]
-    assert {c.name for c in biases} == {"conv.bias", "block.0.bias", "up.bias", "up3.bias", "conv3.bias", "head.bias"}
+    layers = ("conv", "block.0", "block.2", "up", "up3", "conv3", "head", "bilinear")  # a layer norm among them
+    assert {c.name for c in biases} == {f"{layer}.bias" for layer in layers}
     assert all(c.quantizer.axis is None and c.quantizer.bits.shape == (1,) for c in biases)
-    assert "block.1.bias" in names(left)
+    assert "block.1.bias" in names(left)  # goes into a norm's shift
     for item in compressed:
         assert item.quantizer.grid == "eq1"
         assert item.quantizer.resolution is None
         assert set(item.quantizer.bits.tolist()) == {6.0}
+
+
+class Added(nn.Module):
+    """Parameters that code adds or multiplies by hand, named as networks in use name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6, bias=False)
+        self.pos_embed = nn.Parameter(torch.randn(1, 5, 6))
+        self.relative_position_bias_table = nn.Parameter(torch.randn(5, 6))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 6))
+        self.q_bias = nn.Parameter(torch.randn(6))
+        self.beta = nn.Parameter(torch.randn(1, 1, 6))
+        self.gamma = nn.Parameter(torch.ones(6))
+        self.layer_scale = nn.Parameter(torch.full((6, 1), 1e-5))
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        self.bias_kept = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gamma * self.layer(x + self.pos_embed + self.relative_position_bias_table) + self.q_bias + self.beta
+        return self.logit_scale * (x + self.cls_token + self.bias_kept) @ self.layer_scale
+
+
+def test_what_is_added_has_one_format_and_what_scales_has_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Added(), torch.randn(2, 5, 6)
+    before = model(x)
+    compressor = SelfCompressor(model, (x,), skip=["bias_kept"])
+    added = ("pos_embed", "relative_position_bias_table", "cls_token", "q_bias", "beta")
+    assert {c.name for c in compressor.compressed} == {"layer.weight", *added}
+    assert all((c.quantizer.axis is None) == (c.name in added) for c in compressor.compressed)
+    reasons = {
+        "gamma": "a vector",
+        "layer_scale": "a vector",
+        "logit_scale": "a vector",
+        "bias_kept": "skipped by name",
+    }
+    assert {item.name: item.reason for item in compressor.left} == reasons
+    assert torch.allclose(model(x), before, rtol=0.1, atol=1e-5)
+    save(model, tmp_path / "net.scn")
+    assert torch.allclose(load(tmp_path / "net.scn", into=Added())(x), model.eval()(x), rtol=2e-3)
+    # with the method as published they stay in float
+    published = SelfCompressor(Added(), (x,), rate="bit-depth")
+    assert {c.name for c in published.compressed} == {"layer.weight"}
 
 
 def test_restoring_leaves_the_quantised_values_in_a_plain_network() -> None:
@@ -269,7 +314,10 @@ def test_weights_used_by_hand_are_compressed_along_the_axis_that_tracing_finds(t
     compressor = SelfCompressor(model, (x,), check_every=1)
     weights = {c.name: c for c in compressor.compressed if c.quantizer.axis is not None}
     assert {n: c.quantizer.axis for n, c in weights.items()} == expected
-    assert {item.name: item.reason for item in compressor.left}["position"] == (
+    (position,) = (c for c in compressor.compressed if c.name == "position")  # it makes no channels
+    assert position.quantizer.axis is None
+    published = SelfCompressor(HandMade(), (x,), rate="bit-depth")
+    assert {item.name: item.reason for item in published.left}["position"] == (
         "a parameter of `HandMade`, which has no output axis known here; name it in `include`"
     )
     for name, channels in (("kernel", 6), ("first", 7), ("second.weight", 5), ("third", 4)):
@@ -411,9 +459,8 @@ def test_recurrent_layers_compute_with_quantised_weights_in_both_modes(name: str
     model, x = Recurrent(name), torch.randint(0, 11, (2, 7))
     compressor = SelfCompressor(model, (x,), initial_bits=4.0, check_every=1)
     weights = [c for c in compressor.compressed if c.name.startswith("rnn.")]
-    layers = [n for n in model.rnn._flat_weights_names if n.startswith("weight")]
-    assert [c.name for c in weights] == [f"rnn.{n}" for n in layers]
-    assert all(c.quantizer.axis == 0 for c in weights)
+    assert [c.name for c in weights] == [f"rnn.{n}" for n in model.rnn._flat_weights_names]
+    assert all(c.quantizer.axis == (None if "bias" in c.name else 0) for c in weights)
 
     def expected() -> Tensor:
         """Of a plain layer whose weights were quantised by hand."""

@@ -94,7 +94,7 @@ def test_every_number_of_a_small_network_is_counted_by_hand() -> None:
     assert explain(small(), SMALL) == Explanation(
         numbers=72 + 4 + 4 + 4 + 48 + 3 + 3 + 3,
         numbers_removable=72 + 4 + 4 + 4 + 48,
-        numbers_in_bits=72 + 4 + 48 + 3,
+        numbers_in_bits=72 + 4 + 48 + 3 + 3,
         parameters=8,
         classes=(Cuttable("0 → 1 → 4", 4, 132, ""),),
         staying=(
@@ -108,7 +108,6 @@ def test_every_number_of_a_small_network_is_counted_by_hand() -> None:
             InFloat("1.weight", 4, "a vector"),
             InFloat("1.bias", 4, "a vector"),
             InFloat("5.weight", 3, "a vector"),
-            InFloat("5.bias", 3, "a vector"),
         ),
     )
 
@@ -117,7 +116,7 @@ def test_its_text_is_aligned_and_says_all_of_it() -> None:
     assert (
         str(explain(small(), SMALL))
         == """\
-141 numbers in 8 parameters: 93.6 % can be cut, 90.1 % are stored in learned bits, 9.9 % in half precision
+141 numbers in 8 parameters: 93.6 % can be cut, 92.2 % are stored in learned bits, 7.8 % in fixed ones
 
 1 class of channels can be cut:
   channels  numbers   share  that pass
@@ -127,8 +126,8 @@ what stays, 6.4 % of the numbers, and why:
   9    6.4 %  is an output of the model: {4,5}.weight[0], {4,5}.bias[0]
   0    0.0 %  reads what carries no channels, such as the model's input in `0`: 0.weight[1]
 
-what is stored in half precision, 9.9 % of the numbers, and why:
-  14    9.9 %  a vector: {1,5}.weight, {1,5}.bias"""
+what is stored in fixed bits, 7.8 % of the numbers, and why:
+  11    7.8 %  a vector: {1,5}.weight, 1.bias"""
     )
 
 

@@ -249,6 +249,76 @@ def test_a_channel_that_never_varied_has_no_scale() -> None:
     assert record.levels.bits(signs == 0) < record.levels.bits() - 8  # type: ignore[union-attr]
 
 
+class Scaled(nn.Module):
+    """A layer between scales of many sizes: of a norm, of a layer with axes of one, and few of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        self.layer = nn.Linear(64, 48)
+        self.gain = nn.Parameter(torch.ones(48, 1))
+        self.temperature = nn.Parameter(torch.ones(31))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.gain * self.layer(self.norm(x)).unsqueeze(-1)
+        return y.mean() * self.temperature
+
+
+def scaled() -> Scaled:
+    torch.manual_seed(4)
+    model = Scaled()
+    for parameter in (model.norm.weight, model.gain, model.temperature):
+        parameter.data = 1 + 0.3 * torch.randn_like(parameter)
+    model.gain.data[3] = 100.0  # far beyond the others, which are as exact as before
+    model.gain.data[5] = 0.0
+    model.norm.bias.data = torch.randn(64)
+    convert(model, Format("symmetric", 5.0, 4, True))
+    return model.eval()
+
+
+def test_scales_are_stored_in_steps_of_two_percent_where_there_are_many() -> None:
+    model = scaled()
+    loaded = unpack(pack(model), Scaled())
+    kinds = {r.name: r for r in contents_of(model).records}
+    for name in ("norm.weight", "gain"):
+        found, expected = loaded.get_parameter(name), model.get_parameter(name)
+        record = kinds[name]
+        assert isinstance(record, RawTensor)
+        assert record.scales is not None
+        assert found.shape == expected.shape
+        assert torch.equal(found == 0, expected == 0)
+        ratio = torch.log2(found / expected)[expected != 0].abs().max()
+        assert 1 / 256 < ratio <= 1 / 64 + 1e-6, name  # nearest, and not nearer than that by accident
+    assert torch.equal(loaded.temperature, model.temperature.half().float())  # so few may be anything
+    assert torch.equal(loaded.norm.bias, model.norm.bias)  # has levels
+    exact = unpack(pack(model, exact_norms=True), Scaled())
+    assert torch.equal(exact.norm.weight, model.norm.weight.half().float())
+    # eight bits or so in place of sixteen, for 64 and 48 scales
+    assert len(pack(model)) < len(pack(model, exact_norms=True)) - 0.3 * 2 * 112
+    x = torch.randn(9, 64)
+    assert torch.allclose(loaded(x), model(x), rtol=0.02, atol=0.02)
+
+
+def test_scales_count_in_the_size_that_the_loss_charges_for() -> None:
+    plain = Scaled()
+    compressor = SelfCompressor(plain, (torch.randn(2, 64),))
+    before = compressor.penalty_bytes()
+    assert abs(before / len(pack(plain)) - 1) < 0.01
+    with torch.no_grad():  # from one scale to many: they take more, and the loss knows it
+        plain.norm.weight.mul_(torch.randn(64).exp())
+        plain.gain.mul_(torch.randn(48, 1).exp())
+    after = compressor.penalty_bytes()
+    assert after > before + 50
+    assert abs(after / len(pack(plain)) - 1) < 0.01
+
+
+def test_the_file_of_a_network_with_scales_inspects_as_such(tmp_path: Path) -> None:
+    save(scaled(), tmp_path / "net.scn")
+    kinds = {t.name: (t.kind, t.shape_after) for t in inspect(tmp_path / "net.scn").tensors}
+    assert kinds["gain"] == ("scales", (48, 1))
+    assert kinds["temperature"] == ("float16", (31,))
+
+
 @pytest.mark.parametrize("change", ["few", "huge shift", "tiny scale", "not a number", "nothing to shift by"])
 def test_a_norm_that_steps_do_not_suit_is_stored_as_it_is(change: str) -> None:
     model = normed(2 if change == "few" else 40)

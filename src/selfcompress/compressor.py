@@ -40,7 +40,7 @@ from .costs import Cost, Targets, parse_targets
 from .errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
 from .fitting import context_bits, fit_levels, side_bits
 from .holding import Holding
-from .packing import contents_of, norm_bits, pack
+from .packing import contents_of, pack, step_bits
 from .pricing import Prices, plan_prices
 from .quantizer import GRIDS, MAX_BITS, ChannelQuantizer, Grid
 from .rate import PriceTable, bit_depth, code_length, coupled_bit_depth
@@ -768,7 +768,7 @@ class SelfCompressor:
 
     def _set_tables(self, models: dict[str, LevelModel], levels: dict[str, Tensor]) -> None:
         """Make price tables of models that were fitted to these levels."""
-        self._tables, self._side_bits = {}, norm_bits(self.model)
+        self._tables, self._side_bits = {}, step_bits(self.model)
         self._revision += 1
         for c in self.compressed:
             if c.name not in models:
@@ -778,7 +778,7 @@ class SelfCompressor:
             self._side_bits += side_bits(model) + _exponent_bits(c, model)
 
     def _measure_fixed(self) -> None:
-        """What the file holds beside levels, their side information and norms; it changes only with the shapes.
+        """What the file holds beside levels, their side information, norms and scales; it changes only with the shapes.
 
         And when activations begin to be rounded; the bytes of their formats hardly vary.
         """
@@ -786,7 +786,7 @@ class SelfCompressor:
         self._revision += 1
         contents = contents_of(self.model)
         levels = [r for r in contents.records if isinstance(r, LevelTensor)]
-        coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels) + norm_bits(self.model)
+        coded = sum(size_bits(r) + context_bits(r.model.context) for r in levels) + step_bits(self.model)
         self._fixed_bits = 8 * len(write(contents)) - coded
 
     def _look(

@@ -68,9 +68,10 @@ GRAPH_NAME = "."
 
 # Kinds of a record: where its numbers are and how they are stored; one table, all else is derived from it
 _LEVELS, _NORM, _NUMBER, _GRAPH, _ACTIVATION = "levels", "norm", "number", "graph", "activation"
-_NORM_LEVELS = "levels of a norm"
+_NORM_LEVELS, _SCALES = "levels of a norm", "scales"
 _KINDS = (
-    _LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH, _ACTIVATION, _NORM_LEVELS
+    _LEVELS, *(f"{_NORM} {d}" for d in ("float16", "float32")), *DTYPES, _NUMBER, _GRAPH, _ACTIVATION, _NORM_LEVELS,
+    _SCALES,
 )  # fmt: skip
 
 
@@ -105,11 +106,39 @@ class LevelTensor:
 
 
 @dataclass(frozen=True, eq=False)
+class ScaleLevels:
+    """Scales in whole steps of their logarithm."""
+
+    signs: Ints
+    """-1, 0 or 1, in the shape of their tensor."""
+    exponents: Ints
+    """(not zero,) of the scales that are not zero, in matrix order, in steps of 1/`NORM_RESOLUTION` octave."""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The scales."""
+        scales = self.signs.astype(np.float64)
+        scales[self.signs != 0] *= np.exp2(self.exponents / NORM_RESOLUTION)
+        return scales
+
+    def bits(self) -> float:
+        """Bits of the stream, from the coder's tables."""
+        return sum(integers_bits(v, *_range_of(v)) for v in (self.signs.reshape(-1), self.exponents))
+
+
+@dataclass(frozen=True, eq=False)
 class RawTensor:
-    """A tensor that is stored as it is."""
+    """A tensor whose weights have no levels: it is stored as it is, or as scales."""
 
     name: str
     values: NDArray[Any]
+    scales: ScaleLevels | None = None
+    """What the file has in place of the numbers, which are double then: `tensor_of_scales`."""
+
+
+def tensor_of_scales(name: str, scales: ScaleLevels) -> RawTensor:
+    """A tensor of the numbers that the levels stand for."""
+    return RawTensor(name, scales.values, scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +178,7 @@ class NormTensor:
 
 def norm_of_levels(name: str, levels: NormLevels) -> NormTensor:
     """A norm with the scales and shifts that the levels stand for."""
-    scale = levels.signs.astype(np.float64)
-    scale[levels.signs != 0] *= np.exp2(levels.exponents / NORM_RESOLUTION)
+    scale = ScaleLevels(levels.signs, levels.exponents).values
     return NormTensor(name, scale, levels.shifts * 2.0**levels.step, levels)
 
 
@@ -459,16 +487,24 @@ class _NormHeader:
 _OF_NORM = (Field.NORM_LOWEST, Field.NORM_SPAN)
 
 
+def _read_signs(name: str, header: Reader) -> tuple[int, int]:
+    return _SIGN_RANGES[header.uint(f"`{name}` signs", len(_SIGN_RANGES) - 1, Field.SIGNS)]
+
+
+def _read_exponents(name: str, header: Reader, signs: tuple[int, int]) -> tuple[int, int]:
+    reach = MAX_OCTAVES * NORM_RESOLUTION
+    return (0, 0) if signs == (0, 0) else _read_range(header, name, -reach, reach, MAX_EXPONENTS, _OF_NORM)
+
+
 def _read_norm_header(name: str, header: Reader, budget: _Budget) -> _NormHeader:
     (channels,) = header.shape(1, f"`{name}` shape")
     budget.spend((2, channels), name)
     nothing = (0, 0)
     if not channels:
         return _NormHeader(name, 0, nothing, 0, nothing, nothing)
-    signs = _SIGN_RANGES[header.uint(f"`{name}` signs", len(_SIGN_RANGES) - 1, Field.SIGNS)]
+    signs = _read_signs(name, header)
     step = header.sint(f"`{name}` step", MAX_OCTAVES, Field.STEP)
-    reach = MAX_OCTAVES * NORM_RESOLUTION
-    exponents = _read_range(header, name, -reach, reach, MAX_EXPONENTS, _OF_NORM) if signs != (0, 0) else nothing
+    exponents = _read_exponents(name, header, signs)
     shifts = _read_range(header, name, -MAX_SHIFT, MAX_SHIFT, 2 * MAX_SHIFT, _OF_NORM)
     return _NormHeader(name, channels, signs, step, exponents, shifts)
 
@@ -481,6 +517,47 @@ def _read_norm(head: _NormHeader, dead: NDArray[np.bool_] | None, stream: Decode
     exponents = stream.integers(int(np.count_nonzero(signs)), *head.exponents)
     shifts = stream.integers(head.channels, *head.shifts)
     return norm_of_levels(head.name, NormLevels(signs, exponents, head.step, shifts))
+
+
+def _write_scales(scales: ScaleLevels, header: Writer, stream: "_Later") -> None:
+    header.uint(scales.signs.ndim, Field.AXES)
+    header.shape(scales.signs.shape)
+    if not scales.signs.size:
+        return
+    signs = scales.signs.reshape(-1)
+    ends = _range_of(signs)
+    header.uint(_SIGN_RANGES.index(ends), Field.SIGNS)
+    stream.integers(signs, *ends)
+    if len(scales.exponents):
+        low, high = _range_of(scales.exponents)
+        header.sint(low, Field.NORM_LOWEST)
+        header.uint(high - low, Field.NORM_SPAN)
+        stream.integers(scales.exponents, low, high)
+
+
+@dataclass(frozen=True)
+class _ScalesHeader:
+    """A record of scales as far as the header tells."""
+
+    name: str
+    shape: tuple[int, ...]
+    signs: tuple[int, int]
+    exponents: tuple[int, int]
+
+
+def _read_scales_header(name: str, header: Reader, budget: _Budget) -> _ScalesHeader:
+    shape = header.shape(header.uint(f"`{name}` axes", MAX_AXES, Field.AXES), f"`{name}` shape")
+    budget.spend(shape, name)
+    if not math.prod(shape):
+        return _ScalesHeader(name, shape, (0, 0), (0, 0))
+    signs = _read_signs(name, header)
+    return _ScalesHeader(name, shape, signs, _read_exponents(name, header, signs))
+
+
+def _read_scales(head: _ScalesHeader, stream: Decoder) -> RawTensor:
+    signs = stream.integers(math.prod(head.shape), *head.signs)
+    exponents = stream.integers(int(np.count_nonzero(signs)), *head.exponents)
+    return tensor_of_scales(head.name, ScaleLevels(signs.reshape(head.shape), exponents))
 
 
 def write(contents: Contents, version: int = VERSION) -> bytes:
@@ -561,6 +638,9 @@ def _body(contents: Contents, version: int) -> bytes:
             header.uint(_KINDS.index(f"{_NORM} {record.scale.dtype}"), Field.KIND)
             header.uint(len(record.scale), Field.SIZE)
             raw += _little(record.scale) + _little(record.shift)
+        elif record.scales is not None:
+            header.uint(_KINDS.index(_SCALES), Field.KIND)
+            _write_scales(record.scales, header, later)
         else:
             header.uint(_KINDS.index(str(record.values.dtype)), Field.KIND)
             header.uint(record.values.ndim, Field.AXES)
@@ -633,6 +713,15 @@ def _little(values: NDArray[Any]) -> bytes:
     return values.astype(values.dtype.newbyteorder("<")).tobytes()
 
 
+_Head = _LevelsHeader | _NormHeader | _ScalesHeader
+_READ_HEADER: dict[str, Callable[[str, Reader, _Budget], _Head]] = {
+    _LEVELS: _read_levels_header,
+    _NORM_LEVELS: _read_norm_header,
+    _SCALES: _read_scales_header,
+}
+"""Kinds whose numbers are in the stream."""
+
+
 def read(data: bytes) -> Contents:
     """The contents of a `.scn` file. Inverse: `write`. Raises `FormatError` whatever is wrong with the bytes."""
     if data[:3] != MAGIC:
@@ -652,7 +741,7 @@ def read(data: bytes) -> Contents:
         header = HeaderReader(stream, size)
     metadata = header.text("metadata")
     pending: list[tuple[str, str, tuple[int, ...]]] = []
-    heads: list[_LevelsHeader | _NormHeader] = []
+    heads: list[_Head] = []
     numbers: list[Number] = []
     activations: list[Activation] = []
     graphs: list[GraphRecord] = []
@@ -667,10 +756,9 @@ def read(data: bytes) -> Contents:
             raise FormatError(f"`{name}` occurs twice")
         names[name] = None
         kind = _KINDS[header.uint(f"`{name}` kind", len(_KINDS) - 1, Field.KIND)]
-        if kind in (_LEVELS, _NORM_LEVELS):
+        if kind in _READ_HEADER:
             order.append((_LEVELS, len(heads)))
-            read_header = _read_levels_header if kind == _LEVELS else _read_norm_header
-            heads.append(read_header(name, header, budget))
+            heads.append(_READ_HEADER[kind](name, header, budget))
         elif kind == _NUMBER:
             order.append((_NUMBER, len(numbers)))
             numbers.append(Number(name, header.uint(f"`{name}`", MAX_NUMBER, Field.NUMBER)))
@@ -709,12 +797,14 @@ def read(data: bytes) -> Contents:
     return Contents(tuple(found.get(kind, plain)[i] for kind, i in order), metadata)
 
 
-def _read_stream(heads: Sequence[_LevelsHeader | _NormHeader], stream: Decoder) -> list[Record]:
+def _read_stream(heads: Sequence[_Head], stream: Decoder) -> list[Record]:
     """The records whose numbers are in the stream."""
     found: list[Record] = []
     for head in heads:
         if isinstance(head, _LevelsHeader):
             found.append(_read_levels(head, stream))
+        elif isinstance(head, _ScalesHeader):
+            found.append(_read_scales(head, stream))
         else:
             found.append(_read_norm(head, _dead_before(found, len(found), head.channels), stream))
     return found

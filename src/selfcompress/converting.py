@@ -28,6 +28,9 @@ _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 _WEIGHTED = (*_Convolutions, nn.Linear, nn.Embedding)
+_BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_AROUND_ZERO = ("bias", "beta", "token", "embed")
+"""What names of vectors say whose numbers lie around zero. Others, such as scales, lie around one, or nobody knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ class Format:
     resolution: int | None
     """Exponents are rounded to multiples of 1/resolution octaves; None leaves them as they are."""
     biases: bool
-    """Whether biases get a format too: one for each vector."""
+    """Whether what is added gets a format too, one for each tensor: biases, tables of positions, tokens."""
 
 
 def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -110,8 +113,22 @@ def _check_names(names: Sequence[str], model: nn.Module, option: str) -> None:
             )
 
 
+def folds(module: nn.Module) -> bool:
+    """Whether a module is a norm that a file holds with its statistics folded into one scale and one shift."""
+    return isinstance(module, _BatchNorms) and module.affine and module.running_mean is not None
+
+
+def is_scale(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a vector whose numbers, as far as its name says, do not lie around zero."""
+    return _long_axes(parameter) < 2 and not any(word in name.rpartition(".")[2] for word in _AROUND_ZERO)
+
+
+def _long_axes(parameter: Tensor) -> int:
+    return sum(size > 1 for size in parameter.shape)
+
+
 def _axis_of(
-    module: nn.Module, name: str, parameter: nn.Parameter, included: bool, output: int | None
+    module: nn.Module, name: str, parameter: nn.Parameter, included: bool, output: int | None, biases: bool
 ) -> tuple[int | None, int] | str:
     """(channel axis, groups of the rows) of a compressible parameter, or the reason why it is left alone.
 
@@ -123,12 +140,16 @@ def _axis_of(
         if isinstance(module, _Transposed):
             return 1, module.groups
         return (1 if isinstance(module, nn.Embedding) else 0), 1
-    if parameter.ndim < 2:
-        return (None, 1) if included else "a vector"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+    if parameter.ndim < 2 and included:
+        return None, 1
+    if parameter.ndim > 1 and isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return 0, 1
-    if included or output is not None:
+    if parameter.ndim > 1 and (included or output is not None):
         return output or 0, 1
+    if biases and not folds(module) and not is_scale(name, parameter):
+        return None, 1
+    if _long_axes(parameter) < 2:
+        return "a vector"
     return f"a parameter of `{type(module).__name__}`, which has no output axis known here; name it in `include`"
 
 
@@ -170,12 +191,8 @@ def choose(
     left: list[Left] = []
     for name, module, tensor_name, parameter in list(_named(model)):
         shared = owners[id(parameter)]
-        is_bias = biases and tensor_name == "bias" and isinstance(module, _WEIGHTED)
-        place = (
-            (None, 1)
-            if is_bias
-            else _axis_of(module, tensor_name, parameter, _matches(name, include), outputs.get(name))
-        )
+        included = _matches(name, include)
+        place = _axis_of(module, tensor_name, parameter, included, outputs.get(name), biases)
         if _matches(name, skip):
             left.append(Left(name, "skipped by name"))
         elif isinstance(place, str):

@@ -55,7 +55,7 @@ class Staying:
 
 @dataclass(frozen=True)
 class InFloat:
-    """A parameter that gets no learned formats: the file holds it in half precision."""
+    """A parameter that gets no learned format: the file holds it in half precision, or scales and shifts in steps."""
 
     name: str
     numbers: int
@@ -177,7 +177,7 @@ def _lines(e: Explanation) -> list[str]:
     in_float = sum(p.numbers for p in e.in_float)
     lines = [
         f"{e.numbers:,} numbers in {e.parameters:,} parameters: {share(e.numbers_removable)} can be cut, "
-        f"{share(e.numbers_in_bits)} are stored in learned bits, {share(in_float)} in half precision"
+        f"{share(e.numbers_in_bits)} are stored in learned bits, {share(in_float)} in fixed ones"
     ]
     classes = _class_lines(e.classes, share)
     kinds = "class" if len(e.classes) == 1 else "classes"
@@ -192,7 +192,7 @@ def _lines(e: Explanation) -> list[str]:
         ]
         lines += _reason_lines(rows, share, REASON_LINES)
     if e.in_float:
-        lines += ["", f"what is stored in half precision, {share(in_float)} of the numbers, and why:"]
+        lines += ["", f"what is stored in fixed bits, {share(in_float)} of the numbers, and why:"]
         left = _grouped(e.in_float, lambda p: p.reason)
         rows = [(sum(p.numbers for p in g), _common([p.reason for p in g]), [p.name for p in g]) for g in left]
         lines += _reason_lines(rows, share, FLOAT_LINES)

@@ -1,8 +1,8 @@
 """Model -> file, file -> model.
 
-`save` writes the levels and formats of a converted network, and everything else it needs in evaluation mode: float
-parameters and buffers as float16 where they fit, batch norms folded into one scale and one shift per channel, in whole
-steps (their statistics are not needed any more, and the layer keeps its place, so nothing else changes).
+`save` writes the levels and formats of a converted network, and everything else it needs in evaluation mode: batch
+norms folded into one scale and one shift per channel (their statistics are not needed any more, and the layer keeps its
+place, so nothing else changes) and other scales, in whole steps; buffers and the rest as float16 where they fit.
 
 `load` takes a freshly built network of the same architecture, makes it as small as the file says and fills it in. What
 comes back is plain PyTorch: no quantizers, no trace of this package but the rounding of activations, where the file
@@ -42,15 +42,17 @@ from .container import (
     Number,
     RawTensor,
     Record,
+    ScaleLevels,
     matrix_shape,
     norm_of_levels,
     read,
     read_file,
     size_bits,
+    tensor_of_scales,
     write,
     write_file,
 )
-from .converting import Compressed, compressed_tensors, plain_copy
+from .converting import Compressed, compressed_tensors, folds, is_scale, plain_copy
 from .errors import FormatError, NonFiniteError, UsageError
 from .fitting import fit_levels
 from .following import FOLLOWED, follow
@@ -65,15 +67,16 @@ Model = TypeVar("Model", bound=nn.Module)
 SHIFT_BITS = 6
 """Shifts of norms are stored in steps of 1/64 to 1/128 of the standard deviation of what the norm gives out. With
 scales in steps of 1/32 octave that costs at most 0.0005 in loss, on training examples (docs/log.md)."""
-_NORM_HEADER_BITS = 64
-"""What the header of a norm in such steps takes, roughly."""
+_LEVELS_HEADER_BITS = 64
+"""What the header of numbers in such steps takes, roughly."""
+_FEW = 32
+"""Shorter vectors stay as they are: they may be anything, such as temperatures, and take next to nothing."""
 FREE_RESOLUTION = 64
 """Exponents that training left unrounded are stored in steps of 1/64 octave, which is 1.1 % of a step."""
 _WIDTH = ".width"
 """Ends the name of the width that a number of heads divides in the network's code: see `following.py`."""
 _CHANNELS = "..channels"
 """Ends the name of the number of channels that a module takes statistics over: see `remembering.py`."""
-_Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -84,7 +87,7 @@ class TensorSummary:
 
     name: str
     kind: str
-    """`levels`, `norm` or the type of the stored numbers."""
+    """`levels`, `norm`, `scales` or the type of the stored numbers."""
     shape_before: tuple[int, ...]
     """Shape before anything was removed; for tensors that are stored as they are, the shape now."""
     shape_after: tuple[int, ...]
@@ -112,10 +115,6 @@ class FileSummary:
     """Bytes of the network's graph; 0 if the file has none, and its network's code is needed to load it."""
 
 
-def _folds(module: nn.Module) -> bool:
-    return isinstance(module, _Norm) and module.affine and module.running_mean is not None
-
-
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(record name, module, tensor name) of all that a file holds, in the order of the model.
 
@@ -123,10 +122,10 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if isinstance(module, ChannelQuantizer | ActivationQuantizer) or _is_quantizing(module):
+        if _is_ours(module):
             continue
         dot = f"{prefix}." if prefix else ""
-        if _folds(module):
+        if folds(module):
             yield prefix, module, ""
             continue
         quantized = {c.tensor_name for c in compressed_tensors(module) if c.module is module}
@@ -144,9 +143,10 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield dot + name, module, name
 
 
-def _is_quantizing(module: nn.Module) -> bool:
-    """Whether a module is the list of parametrizations that holds one of our quantizers."""
-    return any(isinstance(child, ChannelQuantizer) for child in module.children())
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a module is one of our quantizers, or the list of parametrizations that holds one."""
+    ours = isinstance(module, ChannelQuantizer | ActivationQuantizer)
+    return ours or any(isinstance(child, ChannelQuantizer) for child in module.children())
 
 
 def _floats(values: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
@@ -184,6 +184,25 @@ def _level_tensor(tensor: Compressed) -> LevelTensor:
     )
 
 
+def _raw_tensor(name: str, values: Tensor, exact: bool = False) -> RawTensor:
+    """A tensor without levels: in whole steps where it holds trained scales and the file is shorter for it."""
+    raw = _floats(values)
+    is_trained = isinstance(values, nn.Parameter) and values.is_floating_point()
+    if exact or not is_trained or not is_scale(name, values) or raw.size < _FEW or not np.isfinite(raw).all():
+        return RawTensor(name, raw)
+    scales = _scale_levels(values.detach().double().cpu().numpy())
+    shorter = scales is not None and scales.bits() + _LEVELS_HEADER_BITS < 8 * raw.nbytes
+    return tensor_of_scales(name, scales) if scales is not None and shorter else RawTensor(name, raw)
+
+
+def _scale_levels(scale: NDArray[Any]) -> ScaleLevels | None:
+    """Finite scales as steps; None where there are no such steps."""
+    signs = np.sign(scale).astype(np.int64)
+    exponents = np.round(np.log2(np.abs(scale[signs != 0])) * NORM_RESOLUTION).astype(np.int64)
+    fits = np.abs(exponents).max(initial=0) <= MAX_OCTAVES * NORM_RESOLUTION
+    return ScaleLevels(signs, exponents) if fits else None
+
+
 def _norm_tensor(name: str, norm: nn.BatchNorm2d, exact: bool = False) -> NormTensor:
     """A norm's scales and shifts, in whole steps where the file is shorter for it and they need not be exact.
 
@@ -197,19 +216,27 @@ def _norm_tensor(name: str, norm: nn.BatchNorm2d, exact: bool = False) -> NormTe
     both = _floats(torch.stack([scale, shift]))
     spread = float(weight.square().mean()) ** 0.5
     levels = None if exact else _norm_levels(scale.cpu().numpy(), shift.cpu().numpy(), spread)
-    if levels is not None and levels.bits() + _NORM_HEADER_BITS < 8 * both.nbytes:
+    if levels is not None and levels.bits() + _LEVELS_HEADER_BITS < 8 * both.nbytes:
         return norm_of_levels(name, levels)
     return NormTensor(name, both[0], both[1])
 
 
-def norm_bits(model: nn.Module) -> float:
-    """Bits of the stream that the norms of a network take in its file; they vary with their numbers, not only in shape.
+def step_bits(model: nn.Module) -> float:
+    """Bits of the stream that norms and other vectors in whole steps take in the file of a network.
 
-    A little more than they take where zeros of scales are told by the levels before them.
+    They vary with their numbers, not only in shape. A little more than norms take where zeros of scales are told by the
+    levels before them.
     """
+    found: list[NormLevels | ScaleLevels | None] = []
+    others: dict[int, tuple[str, nn.Parameter]] = {}
     with torch.no_grad():
-        found = [_norm_tensor(n, cast(nn.BatchNorm2d, m)).levels for n, m in model.named_modules() if _folds(m)]
-    return sum(levels.bits() for levels in found if levels is not None)
+        for _, module in model.named_modules():
+            if folds(module):
+                found.append(_norm_tensor("", cast(nn.BatchNorm2d, module)).levels)
+            elif not _is_ours(module):
+                others |= {id(p): (n, p) for n, p in module._parameters.items() if p is not None}
+        found += [_raw_tensor(name, parameter).scales for name, parameter in others.values()]
+    return sum(coded.bits() for coded in found if coded is not None)
 
 
 def _norm_levels(scale: NDArray[Any], shift: NDArray[Any], spread: float) -> NormLevels | None:
@@ -223,14 +250,12 @@ def _norm_levels(scale: NDArray[Any], shift: NDArray[Any], spread: float) -> Nor
     unit = spread or largest or 1.0
     if not all(map(math.isfinite, (unit, largest, float(np.abs(scale).sum())))):
         return None
-    signs = np.sign(scale).astype(np.int64)
-    exponents = np.round(np.log2(np.abs(scale[signs != 0])) * NORM_RESOLUTION).astype(np.int64)
+    scales = _scale_levels(scale)
     step = math.floor(math.log2(unit)) - SHIFT_BITS
     shifts = np.round(shift * 2.0**-step)
-    reach = max(int(np.abs(exponents).max(initial=0)) // NORM_RESOLUTION, abs(step))
-    if reach >= MAX_OCTAVES or np.abs(shifts).max(initial=0.0) > MAX_SHIFT:
+    if scales is None or abs(step) > MAX_OCTAVES or np.abs(shifts).max(initial=0.0) > MAX_SHIFT:
         return None
-    return NormLevels(signs, exponents, step, shifts.astype(np.int64))
+    return NormLevels(scales.signs, scales.exponents, step, shifts.astype(np.int64))
 
 
 def contents_of(
@@ -255,7 +280,7 @@ def contents_of(
             elif name in tensors:
                 records.append(_level_tensor(tensors[name]))
             else:
-                records.append(RawTensor(name, _floats(getattr(module, tensor_name))))
+                records.append(_raw_tensor(name, getattr(module, tensor_name), exact_norms))
     for prefix, module in model.named_modules():
         names = vars(module).get(ORIGINAL_SIZES, ())
         records += [Number(f"{prefix}.{name}" if prefix else name, cast(int, own_size(module, name))) for name in names]
@@ -323,9 +348,10 @@ def save(
         metadata: free text that `inspect` shows; its bytes count.
         example_inputs: positional arguments of the network's `forward`, tensors whose axis 0 is the batch. With them
             the file holds the network's graph, too, and can be loaded without the network's code.
-        exact_norms: keep scales and shifts of batch norms in half precision, four bytes a channel. Else scales have
-            steps of 2 %, shifts of 1/64 of the norm's output, and a channel takes half of that: what the loaded network
-            gives out differs from the saved one's by about a percent. A target counts on the latter.
+        exact_norms: keep scales and shifts of norms in half precision. Else scales, all vectors of 32 numbers or more
+            that have no levels among them, have steps of 2 %, shifts of batch norms of 1/64 of the norm's output, which
+            takes half of the bytes: what the loaded network gives out differs from the saved one's by about a percent.
+            A target counts on the latter.
 
     Returns:
         Size of the file in bytes.
@@ -580,12 +606,12 @@ def _summary(record: LevelTensor | NormTensor | RawTensor) -> TensorSummary:
             size_bytes=bits / 8,
         )
     values = np.stack([record.scale, record.shift]) if isinstance(record, NormTensor) else record.values
-    coded = record.levels if isinstance(record, NormTensor) else None
+    coded = record.levels if isinstance(record, NormTensor) else record.scales
     size_bytes = values.nbytes if coded is None else coded.bits() / 8
     channels = values.shape[-1] if isinstance(record, NormTensor) else (values.shape[0] if values.ndim else 1)
     return TensorSummary(
         name=record.name,
-        kind="norm" if isinstance(record, NormTensor) else str(values.dtype),
+        kind="norm" if isinstance(record, NormTensor) else str(values.dtype) if coded is None else "scales",
         shape_before=values.shape,
         shape_after=values.shape,
         channels_before=channels,

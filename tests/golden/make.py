@@ -14,8 +14,10 @@ from selfcompress.container import (
     NormTensor,
     Number,
     RawTensor,
+    ScaleLevels,
     matrix_shape,
     norm_of_levels,
+    tensor_of_scales,
     write,
 )
 from selfcompress.contexts import Context
@@ -212,6 +214,24 @@ def norms() -> Contents:
     )
 
 
+def _scales(name: str, signs: list[int], exponents: list[int], *shape: int) -> RawTensor:
+    return tensor_of_scales(name, ScaleLevels(np.array(signs, np.int64).reshape(shape), np.array(exponents, np.int64)))
+
+
+def scales() -> Contents:
+    """Vectors of scales: plain ones, of both signs, with axes of one, of zeros, none, and the ends of their ranges."""
+    return Contents(
+        (
+            _scales("ln.weight", [1] * 10, [0, 3, -7, 0, 0, 2, 40, 0, 1, 0], 10),
+            _scales("layer.scale", [1, -1, 0, 1], [-424, -420, -424], 4, 1, 1),
+            _scales("zeros", [0, 0], [], 2),
+            _scales("gone", [], [], 0, 3),
+            _scales("ends", [-1, -1], [-3200, 3200], 2),
+            _scales("one", [1], [-1]),
+        )
+    )
+
+
 def graph() -> Contents:
     """The layer of `tiny`, a norm and a constant, with a graph that says everything that a graph can say."""
     weight, bias = tiny().records
@@ -260,6 +280,7 @@ CONTENTS = {
     "lines": lines,
     "decays": decays,
     "norms": norms,
+    "scales": scales,
     "graph": graph,
     "rounded": rounded,
 }

@@ -271,6 +271,23 @@ def norm(h, dead, stream):
     return [n], scales, [k * 2.0 ** h["step"] for k in stream.integers(n, *h["shifts"])]
 
 
+def scales_header(c):
+    h = {"shape": c.uints(c.uint("axes")), "signs": (0, 0), "exponents": (0, 0)}
+    if math.prod(h["shape"]):
+        h["signs"] = SIGNS[c.uint("signs")]
+        if h["signs"] != (0, 0):
+            low = c.sint("norm lowest")
+            h["exponents"] = (low, low + c.uint("norm span"))
+    return h
+
+
+def scales(h, stream):
+    """Section 3.2."""
+    signs = stream.integers(math.prod(h["shape"]), *h["signs"])
+    exponents = iter(stream.integers(sum(s != 0 for s in signs), *h["exponents"]))
+    return h["shape"], [s * 2.0 ** (next(exponents) / 32) if s else 0.0 for s in signs]
+
+
 def which_pass(place, pitch):
     """Section 4.6."""
     line, rest = place // pitch % 2, place % pitch % 2
@@ -381,6 +398,8 @@ def read(data):
             heads.append((name.decode(), kind, levels_header(c)))
         elif kind == 15:
             heads.append((name.decode(), kind, norm_header(c)))
+        elif kind == 16:
+            heads.append((name.decode(), kind, scales_header(c)))
         elif kind == 12:
             heads.append((name.decode(), kind, c.uint("number")))
         elif kind == 14:
@@ -394,7 +413,7 @@ def read(data):
     for name, kind, shape in heads:
         if kind in (1, 2):
             plain[name] = (shape, raw.numbers("ef"[kind - 1], shape[0]), raw.numbers("ef"[kind - 1], shape[0]))
-        elif kind in (12, 13, 14, 15):
+        elif kind in (12, 13, 14, 15, 16):
             plain[name] = shape
         elif kind:
             plain[name] = (shape, raw.numbers(RAW[kind], math.prod(shape)))
@@ -407,7 +426,9 @@ def read(data):
         if kind == 0:
             result[name] = (head["shape"], levels(head, stream), head["original"])
             dead = head["dead"]
+        elif kind in (15, 16):
+            result[name] = norm(head, dead, stream) if kind == 15 else scales(head, stream)
         else:
-            result[name] = norm(head, dead, stream) if kind == 15 else plain[name]
+            result[name] = plain[name]
     assert stream.done()
     return result, metadata

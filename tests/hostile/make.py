@@ -177,7 +177,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name-not-utf8": (file(plain(3, 0, called=b"\xc3")), r"name: expected UTF-8 text, found b'\\xc3'"),
     "name-twice": (file(plain(3, 0), plain(3, 0, called="", shared=1)), r"`x` occurs twice"),
     # raw numbers
-    "unknown-kind": (file(plain(16, 0)), r"`x` kind: expected at most 15, found 16"),
+    "unknown-kind": (file(plain(17, 0)), r"`x` kind: expected at most 16, found 17"),
     "activation-without-levels": (file(activation(0)), r"`x..in`: expected a largest level of 1 … 255, found 0"),
     "activation-beyond-8-bits": (file(activation(512)), r"`x..in` largest level: expected at most 511, found 512"),
     "activation-with-a-sign-beyond-8-bits": (
@@ -206,6 +206,21 @@ FILES: dict[str, tuple[bytes, str]] = {
     "norm-shifts-beyond-measure": (
         file(name("n") + uints(15, 4, 3, 0, 65537, 0)),
         r"`n`: a range within -32768 … 32768 expected, found -32769 … -32769",
+    ),
+    "scales-without-end": (
+        file(name("s") + uints(16, 1, 2**31, 0, 0, 0)),
+        r"`s`: shape \(2147483648,\) has more weights than a file of \d+ bytes may hold",
+    ),
+    "scales-of-no-size": (file(name("s") + uints(16, 2, 0, 2**31)), r"`s`: shape \(0, 2147483648\) has more weights"),
+    "scales-too-many-axes": (file(name("s") + uints(16, 9, *[1] * 9)), r"`s` axes: expected at most 8, found 9"),
+    "scales-of-unknown-signs": (file(name("s") + uints(16, 1, 4, 6)), r"`s` signs: expected at most 5, found 6"),
+    "scales-beyond-measure": (
+        file(name("s") + uints(16, 1, 4, 0, 6401, 1)),
+        r"`s`: a range within -3200 … 3200 expected, found -3201 … -3200",
+    ),
+    "scales-without-a-stream": (
+        file(name("s") + uints(16, 1, 4, 0, 0, 9)),
+        r"entropy-coded part: .*missing",
     ),
     "norm-without-a-stream": (
         file(name("n") + uints(15, 4, 0, 0, 0, 9, 0, 0)),
