@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import selfcompress as sc
 from selfcompress.compressor import FILE_BITS, RATES, Rate, SelfCompressor
-from selfcompress.converting import compressed_tensors, plain_name
+from selfcompress.converting import compressed_tensors, plain_copy, plain_name, restore
 from selfcompress.errors import CallOrderError, CheckpointError, NonFiniteError, UsageError
-from selfcompress.packing import pack, save, unpack
+from selfcompress.packing import load, pack, save, unpack
 from selfcompress.quantizer import from_rows
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.scoring import score_model
@@ -1146,11 +1146,78 @@ def test_a_number_lost_before_the_first_price_is_named() -> None:
             look()
 
 
-def test_shared_weights_stay_in_float_and_the_reason_is_kept() -> None:
-    compressor = SelfCompressor(Tied(), (torch.randint(0, 7, (2, 3)),))
-    reasons = {item.name: item.reason for item in compressor.left}
+def test_shared_weights_have_one_format_but_for_the_method_as_published() -> None:
+    x = torch.randint(0, 7, (2, 3))
+    compressor = SelfCompressor(Tied(), (x,))
+    assert [c.name for c in compressor.compressed] == ["table.weight", "middle.weight", "middle.bias"]
+    assert compressor.left == ()
+    published = SelfCompressor(Tied(), (x,), rate="bit-depth")
+    reasons = {item.name: item.reason for item in published.left if "bias" not in item.name}
     assert reasons == dict.fromkeys(["table.weight", "head.weight"], "shared: `table.weight`, `head.weight`")
-    assert [c.name for c in compressor.compressed] == ["middle.weight", "middle.bias"]
+
+
+@pytest.mark.parametrize("head_first", [False, True])
+def test_a_tied_network_is_priced_cut_saved_and_taken_up_again_as_one(head_first: bool, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model = Tied()
+        if head_first:  # the name of the shared weight is then that of the head
+            model.table, model.head = model._modules.pop("table"), model._modules.pop("head")
+            model._modules = {n: model._modules[n] for n in ("head", "middle", "table")}
+        return model
+
+    x = torch.arange(7)[None]
+    compressor = SelfCompressor(build(), (x,), check_every=1, gamma=0.0)
+    model, name = compressor.model, "head.weight" if head_first else "table.weight"
+    tied = weight(compressor, name)
+    assert tied.quantizer.axis == 1  # an embedding's channels, whichever comes first
+    assert model.head.weight.equal(model.table.weight)
+    optimizer = torch.optim.Adam(compressor.param_groups(lr=1e-3))
+    for step in range(4):
+        loss = F.cross_entropy(model(x).flatten(0, 1), x.flatten()) + compressor.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        assert tied.original.grad is not None
+        optimizer.step()
+        if step == 1:
+            with torch.no_grad():  # channel 4 goes: nothing makes it
+                tied.original[:, 4] = 0.0
+                weight(compressor, "middle.weight").original[4] = 0.0
+                weight(compressor, "middle.bias").original[4] = 0.0
+        compressor.step(optimizer)
+    with torch.no_grad():
+        y = model.eval()(x)
+    assert model.table.embedding_dim == model.head.in_features == tied.original.shape[1] == 5
+    size = save(model, tmp_path / "net.scn")
+    assert abs(compressor.penalty_bytes() / size - 1) < 0.02
+    loaded: Any = load(tmp_path / "net.scn", into=build())
+    assert loaded.head.weight is loaded.table.weight
+    assert torch.allclose(loaded(x), y, atol=1e-5)
+    again = SelfCompressor(build(), (x,), check_every=1, gamma=0.0)
+    again.load_state_dict(copy.deepcopy(compressor.state_dict()))
+    assert torch.equal(again.model.eval()(x), y)
+    plain: Any = plain_copy(model)
+    assert plain.head.weight is plain.table.weight
+    assert torch.equal(plain(x), y)
+    restored: Any = restore(model)
+    assert restored.head.weight is restored.table.weight
+    assert torch.equal(restored(x), y)
+    assert {type(m) for m in restored.modules()} == {Tied, nn.Embedding, nn.Linear}
+
+
+def test_a_layer_under_two_names_is_one() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.b = self.a
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x).relu()).relu())
+
+    compressor = SelfCompressor(Twice(), (torch.randn(2, 4),))
+    assert [c.name for c in compressor.compressed] == ["a.weight", "a.bias", "c.weight", "c.bias"]
+    assert len(compressor.model.a.parametrizations.weight) == 1
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -1170,7 +1237,7 @@ def test_param_groups_hold_every_parameter_exactly_once(build: Callable[[], nn.M
         for p in group["params"]:
             name = names[id(p)]
             is_format = name.endswith((".bits", ".exponent"))
-            compressed = name in {c.name for c in compressor.compressed} and p.ndim > 1
+            compressed = id(p) in {id(c.original) for c in compressor.compressed} and p.ndim > 1
             assert group["weight_decay"] == (0.125 if compressed else 0.0), name
             assert group["lr"] == (0.25 if not is_format else 0.5 if rate == "bit-depth" else 2.5), name
             assert group.get("eps") == ({True: 1e-3, False: 1e-5}[is_format] if rate == "bit-depth" else None), name

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,8 @@ class Choice:
     parameter: nn.Parameter
     axis: int | None
     groups: int
+    twins: tuple[tuple[nn.Module, str], ...] = ()
+    """Other places of the same parameter: modules, and what it is called there."""
 
 
 def choose(
@@ -184,26 +186,42 @@ def choose(
         )
     _check_names(skip, model, "skip")
     _check_names(include, model, "include")
-    owners: dict[int, list[str]] = {}
-    for name, _, _, parameter in _named(model):
-        owners.setdefault(id(parameter), []).append(name)
+    owners: dict[int, list[_Owner]] = {}
+    for owner in map(_Owner._make, _named(model)):
+        owners.setdefault(id(owner.parameter), []).append(owner)
     chosen: list[Choice] = []
     left: list[Left] = []
-    for name, module, tensor_name, parameter in list(_named(model)):
-        shared = owners[id(parameter)]
-        included = _matches(name, include)
-        place = _axis_of(module, tensor_name, parameter, included, outputs.get(name), biases)
-        if _matches(name, skip):
-            left.append(Left(name, "skipped by name"))
-        elif isinstance(place, str):
-            left.append(Left(name, place))
-        elif len(shared) > 1:
-            left.append(Left(name, f"shared: {', '.join(f'`{s}`' for s in shared)}"))
+    for shared in owners.values():
+        parameter = shared[0].parameter
+        found = {
+            o: _axis_of(o.module, o.tensor_name, parameter, _matches(o.name, include), outputs.get(o.name), biases)
+            for o in shared
+        }
+        usable = [o for o in shared if not isinstance(found[o], str)]
+        if any(_matches(o.name, skip) for o in shared):
+            left += [Left(o.name, "skipped by name") for o in shared]
+        elif not usable or (len(shared) > 1 and (not biases or any(folds(o.module) for o in shared))):
+            names = "shared: " + ", ".join(f"`{o.name}`" for o in shared)
+            left += [Left(o.name, place if isinstance(place, str) else names) for o, place in found.items()]
         elif not parameter.is_floating_point() or parameter.numel() == 0:
-            left.append(Left(name, "empty or not of floating point"))
+            left += [Left(o.name, "empty or not of floating point") for o in shared]
         else:
-            chosen.append(Choice(name, module, tensor_name, parameter, *place))
-    return tuple(chosen), tuple(left)
+            # channels are what an embedding gives out, not the rows of the head that it is tied to
+            main = next((o for o in usable if isinstance(o.module, nn.Embedding)), usable[0])
+            axis, groups = cast(tuple[int | None, int], found[main])
+            first, *rest = {(o.module, o.tensor_name): None for o in shared}
+            chosen.append(Choice(shared[0].name, *first, parameter, axis, groups, tuple(rest)))
+    order = {name: number for number, (name, *_) in enumerate(_named(model))}
+    return tuple(chosen), tuple(sorted(left, key=lambda item: order[item.name]))
+
+
+class _Owner(NamedTuple):
+    """One of the places of a parameter."""
+
+    name: str
+    module: nn.Module
+    tensor_name: str
+    parameter: nn.Parameter
 
 
 def convert(
@@ -253,8 +271,9 @@ def convert(
             initial_bits=form.initial_bits,
             resolution=form.resolution,
         )
-        _make_ready(c.module)
-        parametrize.register_parametrization(c.module, c.tensor_name, quantizer)
+        for module, tensor_name in ((c.module, c.tensor_name), *c.twins):
+            _make_ready(module)
+            parametrize.register_parametrization(module, tensor_name, quantizer)
         compressed.append(Compressed(c.name, c.module, c.tensor_name, quantizer))
     return tuple(compressed), left
 
@@ -277,8 +296,15 @@ def _make_plain(module: nn.Module) -> None:
 
 
 def compressed_tensors(model: nn.Module) -> tuple[Compressed, ...]:
-    """The tensors of a converted model that have learned formats, in the order of the model."""
-    found = []
+    """The tensors of a converted model that have learned formats, in the order of the model, shared ones once."""
+    found: dict[int, Compressed] = {}
+    for tensor in _attached(model):
+        found.setdefault(id(tensor.quantizer), tensor)
+    return tuple(found.values())
+
+
+def _attached(model: nn.Module) -> Iterator[Compressed]:
+    """Every place where a quantizer is attached."""
     for prefix, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
@@ -287,8 +313,7 @@ def compressed_tensors(model: nn.Module) -> tuple[Compressed, ...]:
             for quantizer in cast(nn.ModuleList, chain):
                 if isinstance(quantizer, ChannelQuantizer):
                     name = f"{prefix}.{tensor_name}" if prefix else tensor_name
-                    found.append(Compressed(name, module, tensor_name, quantizer))
-    return tuple(found)
+                    yield Compressed(name, module, tensor_name, quantizer)
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -296,7 +321,7 @@ def restore(model: nn.Module) -> nn.Module:
 
     Activations go on being rounded, by fixed formats.
     """
-    for tensor in compressed_tensors(model):
+    for tensor in list(_attached(model)):
         with torch.no_grad():
             parametrize.remove_parametrizations(tensor.module, tensor.tensor_name, leave_parametrized=True)
     fix(model)

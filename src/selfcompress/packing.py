@@ -128,15 +128,12 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         if folds(module):
             yield prefix, module, ""
             continue
-        quantized = {c.tensor_name for c in compressed_tensors(module) if c.module is module}
+        quantized = {c.tensor_name: c.original for c in compressed_tensors(module) if c.module is module}
         state = [*module._parameters, *module._buffers]
         ordered = [n for n in ("weight", "bias") if n in quantized or n in state]
         ordered += [n for n in (*quantized, *state) if n not in ordered]
         for name in ordered:
-            if name in quantized:
-                yield dot + name, module, name
-                continue
-            tensor = getattr(module, name)
+            tensor = quantized[name] if name in quantized else getattr(module, name)
             if tensor is None or id(tensor) in seen or name in module._non_persistent_buffers_set:
                 continue
             seen.add(id(tensor))
