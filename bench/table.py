@@ -46,6 +46,8 @@ METHODS = {
 PANELS_IN_A_LINE = 3
 SETTINGS = {"gamma": "γ = ", "epochs": "epochs ", "settle": "settle ", "hold": "hold "}
 """What a setting in the name of a row is called in the table."""
+OF_RIVALS = {"diffq": "penalty", "hgq": "penalty", "prune-4bit": "cut"}
+"""What a number in the name of a rival's row is."""
 
 
 def pair(values: dict[str, float], digits: int) -> str:
@@ -70,7 +72,11 @@ def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
         record, settings = json.loads(path.read_text()), path.stem.removeprefix(network).removeprefix(f"-{method}")
         own = settings.removeprefix("-").split("-") if settings else []
         target = record["recipe"].get("target")
-        shown = [f"target {target}" if part[:6] == "target" or part[:1].isdigit() else part for part in own]
+        word = OF_RIVALS.get(method)
+        shown = [
+            (f"{word} {part}" if word else f"target {target}") if part[:6] == "target" or part[:1].isdigit() else part
+            for part in own
+        ]
         said = ", ".join(shown)
         for name, words in SETTINGS.items():
             said = said.replace(name, words)

@@ -14,6 +14,7 @@ BENCH = str(Path(__file__).parent.parent / "bench")
 sys.path.insert(0, BENCH)
 try:
     import from_trained
+    import table
     import targets
     import tolerances
     import train
@@ -186,6 +187,24 @@ def test_the_table_of_targets_has_means_and_spreads_over_seeds() -> None:
     assert targets.table({"digits": {"targets": rows}}).splitlines()[-1] == (
         "| digits | 5 % | 2,000 | 1,990 ± 20 | 0.985 … 1.005 | 2 of 3 | 96.00 ± 1.00 | 97.50 ± 0.71 | -1.50 ± 0.71 |"
     )
+
+
+def test_a_row_of_the_table_says_the_settings_that_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "RECORDS", tmp_path)
+    for name, target in (
+        ("lenet5-diffq", None),
+        ("lenet5-diffq-40", None),
+        ("lenet5-prune-4bit-0.7", None),
+        ("lenet5-code-length-gamma3.2-epochs100", None),
+        ("lenet5-code-length-target0.5%-teacher", "0.5%"),
+        ("lenet5-69kB", "69 kB"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"recipe": {"target": target}}))
+    assert {m: [said for said, _ in table.records("lenet5", m)] for m in ("diffq", "prune-4bit", "code-length")} == {
+        "diffq": ["", "penalty 40"],
+        "prune-4bit": ["cut 0.7"],
+        "code-length": ["target 0.5%, teacher", "target 69 kB", "γ = 3.2, epochs 100"],
+    }
 
 
 def test_tolerances_are_searched_from_the_float_network_of_their_seed(
