@@ -91,11 +91,21 @@ class Format:
     """Whether what is added gets a format too, one for each tensor: biases, tables of positions, tokens."""
 
 
-def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """(qualified name, module, tensor name, parameter) of every parameter, shared ones under each of their names."""
+class _Place(NamedTuple):
+    """Where a parameter is used."""
+
+    name: str
+    """Qualified name."""
+    module: nn.Module
+    tensor_name: str
+    parameter: nn.Parameter
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """Those of all parameters, in the order of the model."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            yield f"{prefix}.{name}" if prefix else name, module, name, parameter
+            yield _Place(f"{prefix}.{name}" if prefix else name, module, name, parameter)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -104,7 +114,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _check_names(names: Sequence[str], model: nn.Module, option: str) -> None:
-    known = [name for name, *_ in _named(model)]
+    known = [place.name for place in _places(model)]
     for name in names:
         if not any(_matches(k, [name]) for k in known):
             raise UsageError(
@@ -127,13 +137,12 @@ def _long_axes(parameter: Tensor) -> int:
     return sum(size > 1 for size in parameter.shape)
 
 
-def _axis_of(
-    module: nn.Module, name: str, parameter: nn.Parameter, included: bool, output: int | None, biases: bool
-) -> tuple[int | None, int] | str:
+def _axis_of(place: _Place, included: bool, output: int | None, biases: bool) -> tuple[int | None, int] | str:
     """(channel axis, groups of the rows) of a compressible parameter, or the reason why it is left alone.
 
     `output` is the axis that tracing found, if it did: it decides for all but the layers that are known here.
     """
+    _, module, name, parameter = place
     if getattr(module, "sparse", False) and isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "its gradients are sparse"
     if isinstance(module, _WEIGHTED) and name == "weight":
@@ -186,42 +195,37 @@ def choose(
         )
     _check_names(skip, model, "skip")
     _check_names(include, model, "include")
-    owners: dict[int, list[_Owner]] = {}
-    for owner in map(_Owner._make, _named(model)):
-        owners.setdefault(id(owner.parameter), []).append(owner)
-    chosen: list[Choice] = []
-    left: list[Left] = []
-    for shared in owners.values():
-        parameter = shared[0].parameter
-        found = {
-            o: _axis_of(o.module, o.tensor_name, parameter, _matches(o.name, include), outputs.get(o.name), biases)
-            for o in shared
-        }
-        usable = [o for o in shared if not isinstance(found[o], str)]
-        if any(_matches(o.name, skip) for o in shared):
-            left += [Left(o.name, "skipped by name") for o in shared]
-        elif not usable or (len(shared) > 1 and (not biases or any(folds(o.module) for o in shared))):
-            names = "shared: " + ", ".join(f"`{o.name}`" for o in shared)
-            left += [Left(o.name, place if isinstance(place, str) else names) for o, place in found.items()]
-        elif not parameter.is_floating_point() or parameter.numel() == 0:
-            left += [Left(o.name, "empty or not of floating point") for o in shared]
-        else:
-            # channels are what an embedding gives out, not the rows of the head that it is tied to
-            main = next((o for o in usable if isinstance(o.module, nn.Embedding)), usable[0])
-            axis, groups = cast(tuple[int | None, int], found[main])
-            first, *rest = {(o.module, o.tensor_name): None for o in shared}
-            chosen.append(Choice(shared[0].name, *first, parameter, axis, groups, tuple(rest)))
-    order = {name: number for number, (name, *_) in enumerate(_named(model))}
-    return tuple(chosen), tuple(sorted(left, key=lambda item: order[item.name]))
+    shared: dict[int, list[_Place]] = {}
+    for place in _places(model):
+        shared.setdefault(id(place.parameter), []).append(place)
+    decided = [_decide(places, biases, include, skip, outputs) for places in shared.values()]
+    order = {place.name: number for number, place in enumerate(_places(model))}
+    left = sorted(
+        (item for items in decided if isinstance(items, tuple) for item in items), key=lambda i: order[i.name]
+    )
+    return tuple(choice for choice in decided if isinstance(choice, Choice)), tuple(left)
 
 
-class _Owner(NamedTuple):
-    """One of the places of a parameter."""
-
-    name: str
-    module: nn.Module
-    tensor_name: str
-    parameter: nn.Parameter
+def _decide(
+    places: Sequence[_Place], biases: bool, include: Sequence[str], skip: Sequence[str], outputs: Mapping[str, int]
+) -> Choice | tuple[Left, ...]:
+    """What becomes of a parameter that is used in these places."""
+    if any(_matches(p.name, skip) for p in places):
+        return tuple(Left(p.name, "skipped by name") for p in places)
+    parameter = places[0].parameter
+    found = [_axis_of(p, _matches(p.name, include), outputs.get(p.name), biases) for p in places]
+    known = [(p, axis) for p, axis in zip(places, found, strict=True) if not isinstance(axis, str)]
+    reason = ""
+    if len(places) > 1 and (not biases or any(folds(p.module) for p in places)):
+        reason = "shared: " + ", ".join(f"`{p.name}`" for p in places)
+    elif not parameter.is_floating_point() or parameter.numel() == 0:
+        reason = "empty or not of floating point"
+    elif known:
+        # channels are what an embedding gives out, not the rows of the head that it is tied to
+        axis, groups = next((axis for p, axis in known if isinstance(p.module, nn.Embedding)), known[0][1])
+        first, *twins = {(p.module, p.tensor_name): None for p in places}
+        return Choice(places[0].name, *first, parameter, axis, groups, tuple(twins))
+    return tuple(Left(p.name, axis if isinstance(axis, str) else reason) for p, axis in zip(places, found, strict=True))
 
 
 def convert(
