@@ -276,6 +276,40 @@ def test_choosing_changes_nothing_and_says_what_converting_will_do() -> None:
 # Weights whose channel axis tracing finds
 
 
+NORMED = {
+    "weight norm": (nn.utils.parametrizations.weight_norm, "WeightNorm"),
+    "spectral norm": (nn.utils.parametrizations.spectral_norm, "SpectralNorm"),
+    "orthogonal": (nn.utils.parametrizations.orthogonal, "Orthogonal"),
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_weight_that_others_compute_stays_in_float_and_comes_back(name: str, tmp_path: Path) -> None:
+    wrap, kind = NORMED[name]
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+
+    model, x = build(), torch.randn(2, 3, 4, 4)
+    compressor = SelfCompressor(model, (x,), check_every=1)
+    assert [c.name for c in compressor.compressed] == ["0.bias", "3.weight", "3.bias"]
+    expected = f"`{kind}` makes a weight of it; `parametrize.remove_parametrizations` leaves the weight itself"
+    assert {item.reason for item in compressor.left} == {expected}
+    optimizer = torch.optim.Adam(compressor.param_groups(lr=1e-3))
+    for _ in range(3):
+        (model(x).square().mean() + compressor.penalty()).backward()
+        optimizer.step()
+        compressor.step(optimizer)
+    model.eval()
+    save(model, tmp_path / "net.scn")
+    assert torch.allclose(load(tmp_path / "net.scn", into=build())(x), model(x), rtol=1e-2, atol=1e-3)
+    # and what the reason says helps
+    plain = build()
+    nn.utils.parametrize.remove_parametrizations(plain[0], "weight")
+    assert SelfCompressor(plain, (x,)).left == ()
+
+
 class Projected(nn.Module):
     """(inputs, outputs), as Hugging Face's `Conv1D` has it."""
 

@@ -155,6 +155,9 @@ def _axis_of(place: _Place, included: bool, output: int | None, biases: bool) ->
         return 0, 1
     if parameter.ndim > 1 and (included or output is not None):
         return output or 0, 1
+    if isinstance(module, parametrize.ParametrizationList):
+        kind = type(module[0]).__name__.strip("_")
+        return f"`{kind}` makes a weight of it; `parametrize.remove_parametrizations` leaves the weight itself"
     if biases and not folds(module) and not is_scale(name, parameter):
         return None, 1
     if _long_axes(parameter) < 2:

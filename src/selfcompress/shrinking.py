@@ -322,11 +322,11 @@ def zero_members(model: nn.Module, axes: Axes, kept: Kept, members: Mapping[int,
 
 
 def _stored(model: nn.Module, name: str) -> Tensor:
-    """The tensor that is trained or kept: for parametrised ones the original."""
+    """The tensor that is trained or kept: for parametrised ones the original, if there is one."""
     prefix, _, tensor = name.rpartition(".")
     module = model.get_submodule(prefix)
     parametrizations = getattr(module, "parametrizations", None)
-    if parametrizations is not None and tensor in parametrizations:
+    if parametrizations is not None and tensor in parametrizations and hasattr(parametrizations[tensor], "original"):
         return cast(Tensor, parametrizations[tensor].original)
     return cast(Tensor, getattr(module, tensor))
 
