@@ -1,16 +1,21 @@
 """The tables of README.md and docs/dials.md, from the records: printed, or with `--write` put into their places there.
 
-`--plot FILE` draws the error of all records against the bytes of their files, a panel for each task.
+With them goes `docs/fronts.svg`, which draws the error of all records against the bytes of their files, a panel for
+each task. It names the points that it shows by a digest, so that a test can tell an old picture.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import from_trained
 import targets
@@ -43,6 +48,7 @@ METHODS = {
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
 }
+PICTURE = "docs/fronts.svg"
 PANELS_IN_A_LINE = 3
 SETTINGS = {"gamma": "γ = ", "epochs": "epochs ", "settle": "settle ", "hold": "hold "}
 """What a setting in the name of a row is called in the table."""
@@ -126,43 +132,85 @@ def trainings() -> str:
         "task and schedule. Rows of GPT are by code from before steps learned alone, those of\n"
         "ResNet-9 by code from before levels were held for the last tenth (docs/log.md); files of 6.6 million weights\n"
         "have their norms in half precision. A record names the source that made it.\n"
-        "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
+        "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n\n"
+        f"![Error of the loaded files against their bytes, a panel for each task]({PICTURE})\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
 
 
-def plot(path: Path) -> None:
-    """Error against bytes, both axes logarithmic, with the standard deviation over seeds where there are several."""
-    shown = {n: {m: found for m in METHODS if (found := records(n, m))} for n in NETWORKS}
-    shown = {network: methods for network, methods in shown.items() if len(methods) > 1}
+Points = dict[str, dict[str, list[tuple[float, ...]]]]
+
+
+def points() -> Points:
+    """What the picture shows: by network and method (bytes, their spread, error or loss, its spread), by bytes."""
+    shown: Points = {}
+    for network in NETWORKS:
+        worse = "loss" if network == "gpt" else "error_percent"
+        methods = {
+            method: sorted(
+                (*(r["file_bytes"][k] for k in ("mean", "std")), *(r[worse][k] for k in ("mean", "std")))
+                for _, r in records(network, method)
+            )
+            for method in METHODS
+        }
+        methods = {method: found for method, found in methods.items() if found}
+        if len(methods) > 1:
+            shown[network] = methods
+    return shown
+
+
+def digest(shown: Points) -> str:
+    """A name for these points."""
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+
+
+def draw(shown: Points, path: Path) -> None:
+    """Error against bytes, on a logarithmic axis, with the standard deviation over seeds where there are several."""
     lines = -(-len(shown) // PANELS_IN_A_LINE)
-    figure = Figure(figsize=(5.2 * PANELS_IN_A_LINE, 4.2 * lines), layout="constrained")
-    colors = {method: f"C{number}" for number, method in enumerate(METHODS)}
+    figure = Figure(figsize=(4.6 * PANELS_IN_A_LINE, 3.8 * lines), layout="constrained")
+    colors = {method: f"C{number}" for number, method in enumerate(reversed(METHODS))}
+    handles: dict[str, Artist] = {}
     for place, (network, methods) in enumerate(shown.items(), 1):
         axes = figure.add_subplot(lines, PANELS_IN_A_LINE, place)
         for method, found in methods.items():
-            worse = "loss" if network == "gpt" else "error_percent"
-            points = sorted((r["file_bytes"]["mean"], r["file_bytes"]["std"], *r[worse].values()) for _, r in found)
-            size, size_spread, error, error_spread, _ = zip(*points, strict=True)
+            size, size_spread, error, error_spread = zip(*found, strict=True)
+            if method == "float":
+                _draw_float(axes, found)
+                continue
             label = METHODS[method].replace("**", "")
             axes.errorbar(size, error, error_spread, size_spread, "o-", color=colors[method], label=label, markersize=4)
-        axes.set(xscale="log", yscale="log", xlabel="file, bytes", title=NETWORKS[network])
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+        axes.set(xscale="log", xlabel="file", title=NETWORKS[network])
         axes.set_ylabel("test loss, nats" if network == "gpt" else "test error, %")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(ScalarFormatter())
+        axes.margins(0.1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1000:g} kB"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+        axes.grid(alpha=0.3)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
+    # text stays text, and the same points make the same file
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": digest(shown)}):
+        figure.savefig(path, metadata={"Date": None, "Description": f"points {digest(shown)}"})
+
+
+def _draw_float(axes: Axes, found: list[tuple[float, ...]]) -> None:
+    """A line across: it is far to the right of all others, and what matters is how near they come to it."""
+    size, _, error, spread = min(found, key=lambda point: point[2])
+    axes.axhline(error, color="gray", linestyle="--")
+    axes.axhspan(error - spread, error + spread, color="gray", alpha=0.15)
+    where = (0.01, error)
+    axes.annotate(
+        f"float, {size / 1e6:.2f} MB", where, xycoords=axes.get_yaxis_transform(), ha="left", va="bottom", color="gray"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
     args = parser.parse_args()
-    if args.plot:
-        plot(args.plot)
+    if args.write:
+        draw(points(), ROOT / PICTURE)
     for name, (file, text) in tables().items():
         if args.write:
             before, start, rest = (ROOT / file).read_text().partition(START.format(name))

@@ -48,6 +48,13 @@ def test_tables_are_those_of_the_records() -> None:
         assert module.START.format(name) + text + module.END in page, "run `python bench/table.py --write`"
 
 
+def test_the_picture_shows_the_points_of_the_records() -> None:
+    module = load_table_module()
+    picture = (ROOT / module.PICTURE).read_text()
+    assert f"points {module.digest(module.points())}" in picture, "run `python bench/table.py --write`"
+    assert module.NETWORKS["lenet5"] in picture
+
+
 def test_files_that_it_names_exist() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
