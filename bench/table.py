@@ -184,11 +184,11 @@ def draw(shown: Points, path: Path) -> None:
         axes.set(xscale="log", xlabel="file", title=NETWORKS[network])
         axes.set_ylabel("test loss, nats" if network == "gpt" else "test error, %")
         axes.margins(0.1)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1000:g} kB"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     # text stays text, and the same points make the same file
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": digest(shown)}):
         figure.savefig(path, metadata={"Date": None, "Description": f"points {digest(shown)}"})
