@@ -242,7 +242,8 @@ def convert(
     """Attach quantizers to `model`, in place.
 
     Args:
-        model: any module; its Conv, ConvTranspose, Linear, Embedding and recurrent weights are taken.
+        model: any module; its Conv, ConvTranspose, Linear, Embedding and recurrent weights are taken. Where the form
+            says biases, so is all else that is added, and a parameter in several places is taken once for all of them.
         form: grid, initial bits and so on.
         include: names of further parameters (their first axis is taken for the output channels, if `outputs` does not
             name another).
