@@ -1205,6 +1205,17 @@ def test_a_tied_network_is_priced_cut_saved_and_taken_up_again_as_one(head_first
     assert {type(m) for m in restored.modules()} == {Tied, nn.Embedding, nn.Linear}
 
 
+def test_shared_weights_whose_gradients_are_sparse_in_one_place_stay_in_float() -> None:
+    model = Tied()
+    model.table.sparse = True
+    compressor = SelfCompressor(model, (torch.randint(0, 7, (2, 3)),))
+    assert [c.name for c in compressor.compressed] == ["middle.weight", "middle.bias"]
+    assert {item.name: item.reason for item in compressor.left} == {
+        "table.weight": "its gradients are sparse",
+        "head.weight": "shared: `table.weight`, `head.weight`",
+    }
+
+
 def test_a_layer_under_two_names_is_one() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

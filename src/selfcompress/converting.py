@@ -28,6 +28,7 @@ _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 _WEIGHTED = (*_Convolutions, nn.Linear, nn.Embedding)
+_Parametrizations = parametrize.ParametrizationList
 _BatchNorms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _AROUND_ZERO = ("bias", "beta", "token", "embed")
 """What names of vectors say whose numbers lie around zero. Others, such as scales, lie around one, or nobody knows."""
@@ -133,6 +134,10 @@ def is_scale(name: str, parameter: Tensor) -> bool:
     return _long_axes(parameter) < 2 and not any(word in name.rpartition(".")[2] for word in _AROUND_ZERO)
 
 
+def _is_sparse(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+
+
 def _long_axes(parameter: Tensor) -> int:
     return sum(size > 1 for size in parameter.shape)
 
@@ -143,7 +148,7 @@ def _axis_of(place: _Place, included: bool, output: int | None, biases: bool) ->
     `output` is the axis that tracing found, if it did: it decides for all but the layers that are known here.
     """
     _, module, name, parameter = place
-    if getattr(module, "sparse", False) and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if _is_sparse(module):
         return "its gradients are sparse"
     if isinstance(module, _WEIGHTED) and name == "weight":
         if isinstance(module, _Transposed):
@@ -155,7 +160,7 @@ def _axis_of(place: _Place, included: bool, output: int | None, biases: bool) ->
         return 0, 1
     if parameter.ndim > 1 and (included or output is not None):
         return output or 0, 1
-    if isinstance(module, parametrize.ParametrizationList):
+    if isinstance(module, _Parametrizations):
         kind = type(module[0]).__name__.strip("_")
         return f"`{kind}` makes a weight of it; `parametrize.remove_parametrizations` leaves the weight itself"
     if biases and not folds(module) and not is_scale(name, parameter):
@@ -219,7 +224,8 @@ def _decide(
     found = [_axis_of(p, _matches(p.name, include), outputs.get(p.name), biases) for p in places]
     known = [(p, axis) for p, axis in zip(places, found, strict=True) if not isinstance(axis, str)]
     reason = ""
-    if len(places) > 1 and (not biases or any(folds(p.module) for p in places)):
+    closed = [m for m in (p.module for p in places) if _is_sparse(m) or folds(m) or isinstance(m, _Parametrizations)]
+    if len(places) > 1 and (not biases or closed):
         reason = "shared: " + ", ".join(f"`{p.name}`" for p in places)
     elif not parameter.is_floating_point() or parameter.numel() == 0:
         reason = "empty or not of floating point"
