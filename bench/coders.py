@@ -80,7 +80,7 @@ def encode_ours(tensors: list[Levels]) -> bytes:
             continue
         lists = [model.rows, model.columns, model.taps if model.taps.any() else None, model.decays]
         flags = sum(1 << i for i, values in enumerate([*lists, model.context]) if values is not None)
-        header += struct.pack("<BbB", flags, model.offset, model.decay)
+        header += struct.pack("<Bbb", flags, model.offset, model.decay)
         if model.context is not None:
             numbers = (*model.context.bases, *model.context.slopes, model.context.tilt)
             header += struct.pack("<H5b", model.context.pitch, *numbers)
@@ -104,7 +104,7 @@ def decode_ours(data: bytes, shapes: list[Shape]) -> list[NDArray[Any]]:
         if not top:
             result.append(np.zeros((rows, columns, taps), np.int16))
             continue
-        flags, offset, decay = struct.unpack_from("<BbB", data, at)
+        flags, offset, decay = struct.unpack_from("<Bbb", data, at)
         at += 3
         context = None
         if flags >> 4 & 1:

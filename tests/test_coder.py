@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from selfcompress import coder
 from selfcompress.coder import (
+    DECAYS,
     TOTAL,
     Decoder,
     Encoder,
@@ -75,7 +76,7 @@ def there_and_back(levels: NDArray[np.int64], model: LevelModel) -> bytes:
 def test_frequencies_are_positive_symmetric_and_sum_to_two_to_the_24(top: int) -> None:
     step = 1 if top < 1000 else 9
     for index in range(0, 64, step):
-        for decay in range(0, 32, step):
+        for decay in range(-16, 32, step):
             table = frequencies(index, decay, top)
             assert len(table) == 2 * top + 1
             assert table.sum() == TOTAL
@@ -86,7 +87,7 @@ def test_frequencies_are_positive_symmetric_and_sum_to_two_to_the_24(top: int) -
 
 def test_frequencies_are_the_model_of_the_docstring() -> None:
     for index in range(0, 64, 3):
-        for decay in range(0, 32, 3):
+        for decay in range(-16, 32, 3):
             for top in (1, 2, 5, 40):
                 odds, mean = 2 ** ((index - 40) / 2), 2 ** ((decay - 8) / 2)
                 tail = np.array([(mean / (1 + mean)) ** k for k in range(1, top + 1)])
@@ -107,6 +108,7 @@ def test_frequencies_are_the_model_of_the_docstring() -> None:
         ((41, 9, 2), [1815198, 3098736, 6949348, 3098736, 1815198]),
         ((7, 31, 4), [23, 23, 23, 23, 16777032, 23, 23, 23, 23]),
         ((55, 13, 2), [3832511, 4510009, 92176, 4510009, 3832511]),
+        ((42, -7, 2), [30557, 5561847, 5592408, 5561847, 30557]),
     ],
 )
 def test_frequencies_are_these_numbers_on_every_machine(arguments: tuple[int, int, int], literal: list[int]) -> None:
@@ -115,7 +117,7 @@ def test_frequencies_are_these_numbers_on_every_machine(arguments: tuple[int, in
 
 @pytest.mark.parametrize("top", TOPS)
 def test_frequencies_of_sizes_are_positive_decreasing_and_sum_to_two_to_the_24(top: int) -> None:
-    for decay in range(32):
+    for decay in DECAYS:
         table = size_frequencies(decay, top)
         assert len(table) == top
         assert table.sum() == TOTAL
@@ -124,7 +126,7 @@ def test_frequencies_of_sizes_are_positive_decreasing_and_sum_to_two_to_the_24(t
 
 
 def test_frequencies_of_sizes_are_geometric() -> None:
-    for decay, top in [(0, 3), (8, 5), (17, 40), (31, 300)]:
+    for decay, top in [(-16, 2), (-3, 4), (0, 3), (8, 5), (17, 40), (31, 300)]:
         mean = 2 ** ((decay - 8) / 2)
         tail = np.array([(mean / (1 + mean)) ** k for k in range(top)])
         assert np.allclose(size_frequencies(decay, top) / TOTAL, tail / tail.sum(), rtol=2e-5, atol=(top + 2) / TOTAL)
@@ -138,6 +140,8 @@ def test_frequencies_of_sizes_are_geometric() -> None:
         ((8, 4), [8947850, 4473923, 2236962, 1118481]),
         ((31, 2), [8390056, 8387160]),
         ((0, 2), [15845149, 932067]),
+        ((-16, 2), [16773122, 4094]),
+        ((-5, 3), [16593900, 181335, 1981]),
     ],
 )
 def test_frequencies_of_sizes_are_these_numbers_on_every_machine(
@@ -149,11 +153,11 @@ def test_frequencies_of_sizes_are_these_numbers_on_every_machine(
 def test_bits_of_sizes_are_what_the_frequencies_charge() -> None:
     for top in (1, 2, 7, 200):
         further, first = coder.geometric(top)
-        for decay in range(32):
+        for place, decay in enumerate(DECAYS):
             charged = size_frequencies(decay, top)
             usual = np.flatnonzero(charged > 1000)  # below, the unit that each has at least counts
             expected = -np.log2(charged[usual] / TOTAL)
-            assert first[decay] + usual * further[decay] == pytest.approx(expected, rel=2e-3, abs=1e-4)
+            assert first[place] + usual * further[place] == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
 def test_prices_are_what_the_frequencies_charge() -> None:
@@ -201,7 +205,7 @@ def test_equal_and_counted_tables_reach_the_range_coder_unchanged() -> None:
 @pytest.mark.parametrize("top", TOPS)
 @pytest.mark.parametrize("offset", [-64, 0, 20, 40, 55, 127])
 def test_levels_come_back_for_every_range_and_activity(top: int, offset: int, rng: np.random.Generator) -> None:
-    decays = range(32) if top < 1000 else (0, 15, 31)
+    decays = DECAYS if top < 1000 else (-16, 0, 15, 31)
     for decay in decays:
         levels = draw_levels(rng, (3, 5, 3), top, 0.4)
         rows, columns, taps = (rng.integers(-32, 33, n) for n in levels.shape)
@@ -234,7 +238,7 @@ def test_levels_come_back_where_rows_have_decays_of_their_own(
     rows, columns, taps = (rng.integers(-3, 4, n) for n in levels.shape)
     for offsets in ({}, {"rows": rows, "columns": columns, "taps": taps}):
         model = model_of(levels, 38, 0, **offsets)
-        model = replace(model, decays=rng.integers(0, 32, int(model.alive_rows.sum())), context=context)
+        model = replace(model, decays=rng.integers(-16, 32, int(model.alive_rows.sum())), context=context)
         data = there_and_back(levels, model)
         assert 0 <= 8 * len(data) - levels_bits(levels, model) <= 64
 
@@ -243,12 +247,12 @@ def test_signs_come_first_and_then_the_sizes_in_order_of_their_decay(rng: np.ran
     """What `docs/format.md` promises."""
     levels = draw_levels(rng, (4, 5, 2), 3, 0.5)
     levels[:, 0, 0] = -2
-    decays = np.array([9, 2, 9, 31])
+    decays = np.array([9, -2, 9, 31])
     model = replace(model_of(levels, 36, 0), decays=decays)
     slow = constriction.stream.queue.RangeEncoder()
     signs = np.sign(levels).reshape(-1).astype(np.int32)
     slow.encode(signs + 1, coder._categorical(frequencies(36, 0, 1)))
-    for decay in range(32):
+    for decay in DECAYS:
         for k in levels[decays == decay].flat:
             if k:
                 slow.encode(np.array([abs(k) - 1], np.int32), coder._categorical(size_frequencies(decay, 3)))
@@ -274,7 +278,7 @@ def test_more_levels_than_are_decoded_at_once_come_back(rng: np.random.Generator
     share=st.floats(0, 1),
     top=st.integers(1, 300),
     offset=st.integers(-64, 127),
-    decay=st.integers(0, 31),
+    decay=st.integers(-16, 31),
     reach=st.integers(0, 32),
 )
 def test_whatever_is_written_is_read(

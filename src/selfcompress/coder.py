@@ -45,8 +45,8 @@ INDICES = 64
 """Number of activity indices, half an octave of odds apart."""
 CENTER = 40
 """The index with odds one to one."""
-DECAYS = 32
-"""Number of decay indices, half an octave of mean excess level apart."""
+DECAYS = range(-16, 32)
+"""Decay indices, half an octave of mean excess level apart: where levels are rarely above one they lie below zero."""
 MAX_TOP = 32767
 """Largest level that a file can hold."""
 OFFSET_RANGE = 32
@@ -93,7 +93,7 @@ def frequencies(index: int, decay: int, top: int, tilt: int = 0) -> Ints:
 
     Args:
         index: activity index, 0 … 63.
-        decay: decay index, 0 … 31.
+        decay: decay index, -16 … 31.
         top: largest absolute level, 0 … 32767. With 0 there is one level, zero, which is free.
         tilt: half octaves of odds for a positive level against a negative one, -28 … 28.
 
@@ -116,7 +116,7 @@ def size_frequencies(decay: int, top: int) -> Ints:
     """Frequencies of the absolute values 1 … top of living levels out of 2^24; each at least 1, their sum exactly 2^24.
 
     Args:
-        decay: decay index, 0 … 31.
+        decay: decay index, -16 … 31.
         top: largest absolute level, 1 … 32767.
 
     Returns:
@@ -129,9 +129,9 @@ def size_frequencies(decay: int, top: int) -> Ints:
 
 @lru_cache(maxsize=64)
 def geometric(top: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(32,) bits of each further level, and of the first, at each decay, where there are `top` levels: `frequencies`
-    but for rounding."""
-    mean = np.exp2((np.arange(DECAYS) - 8) / 2)
+    """(48,) bits of each further level, and of the first, at each of `DECAYS`, where there are `top` levels:
+    `frequencies` but for rounding."""
+    mean = np.exp2((np.array(DECAYS) - 8) / 2)
     further = np.log2((1 + mean) / mean)
     return further, np.log2((1 - np.exp2(-further * top)) / (1 - np.exp2(-further)))
 
@@ -150,7 +150,7 @@ class LevelModel:
     offset: int
     """Activity index that all weights share, -64 … 127; with the other offsets added it is kept in 0 … 63."""
     decay: int
-    """Decay index, 0 … 31."""
+    """Decay index, -16 … 31."""
     top: int
     """Largest absolute level, 0 … 32767; 0 means that all levels are zero."""
     alive_rows: NDArray[np.bool_]
@@ -166,7 +166,7 @@ class LevelModel:
     context: Context | None = None
     """What neighbours change; None for nothing."""
     decays: Ints | None = None
-    """Decay index of each living row, 0 … 31, in place of `decay`, which is 0 then; None where all rows share it.
+    """Decay index of each living row, -16 … 31, in place of `decay`, which is 0 then; None where all rows share it.
     Never where `top` is 1: there are no sizes then."""
 
     def indices(self) -> NDArray[np.uint8]:

@@ -276,10 +276,19 @@ class _Budget:
 # Flags of a record of levels
 _TRANSPOSED, _SHRUNK, _HAS_GROUPS, _HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS = 1, 2, 4, 8, 16, 32
 _AXES: tuple[int | None, ...] = (None, 0, 1)
+_OWN_DECAYS = 32
+"""In place of a decay: each living row has its own."""
 
 
 def _range_of(values: Ints) -> tuple[int, int]:
     return (int(values.min()), int(values.max())) if len(values) else (0, 0)
+
+
+def _decay_code(model: LevelModel) -> int:
+    """How the header names the decay: itself, 32 for rows that have their own, and above that those below zero."""
+    if model.decays is not None:
+        return _OWN_DECAYS
+    return model.decay if model.decay >= 0 else _OWN_DECAYS - model.decay
 
 
 def _write_levels(tensor: LevelTensor, header: Writer, stream: "_Later") -> None:
@@ -305,7 +314,7 @@ def _write_levels(tensor: LevelTensor, header: Writer, stream: "_Later") -> None
     if not model.top:
         return
     header.sint(model.offset, Field.OFFSET)
-    header.uint(model.decay if model.decays is None else DECAYS, Field.DECAY)
+    header.uint(_decay_code(model), Field.DECAY)
     header.uint(tensor.resolution, Field.RESOLUTION)
     if model.context is not None:
         header.uint(model.context.pitch, Field.PITCH)
@@ -371,8 +380,8 @@ def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHe
     if not top:
         return _LevelsHeader(name, original, shape, axis, groups, transposed, 1, 0, 0, 0, None, ())
     offset = header.sint(f"`{name}` offset", 128, Field.OFFSET)
-    decay = header.uint(f"`{name}` decay", DECAYS, Field.DECAY)
-    own_decays = decay == DECAYS
+    decay = header.uint(f"`{name}` decay", _OWN_DECAYS - DECAYS[0], Field.DECAY)
+    own_decays = decay == _OWN_DECAYS
     if own_decays and top == 1:
         raise FormatError(f"`{name}`: decays of rows whose levels are -1 … 1, expected none")
     resolution = header.uint(f"`{name}` resolution", 1 << 16, Field.RESOLUTION)
@@ -383,11 +392,11 @@ def _read_levels_header(name: str, header: Reader, budget: _Budget) -> _LevelsHe
     for flag in (_HAS_ROWS, _HAS_COLUMNS, _HAS_TAPS):
         found = flags & flag
         ranges.append(_read_range(header, name, -OFFSET_RANGE, OFFSET_RANGE, 2 * OFFSET_RANGE) if found else None)
-    ranges.append(_read_range(header, name, 0, DECAYS - 1, DECAYS - 1) if own_decays else None)
+    ranges.append(_read_range(header, name, DECAYS[0], DECAYS[-1], len(DECAYS) - 1) if own_decays else None)
     reach = MAX_OCTAVES * resolution
     ranges.append(_read_range(header, name, -reach, reach, MAX_EXPONENTS))
-    if own_decays:
-        decay = 0
+    if decay >= _OWN_DECAYS:
+        decay = _OWN_DECAYS - decay
     return _LevelsHeader(
         name, original, shape, axis, groups, transposed, resolution, offset, decay, top, context, tuple(ranges)
     )

@@ -173,21 +173,26 @@ def _fit_decays(living: Ints, excess: Ints, top: int) -> tuple[int, Ints | None]
     """The decay of all rows, and None, or, where that is shorter, 0 and one for each.
 
     A row pays for being told apart: its decay is the best for its levels and for what it costs to name it among the
-    others, which are counted in turn. That there are no levels above `top` is not made use of: where a row has about as
-    many of each, its code would be a little shorter with all alike, and no price would pull them down.
+    others, which are counted in turn. Half a level more than there is counts in the choice (Krichevsky-Trofimov), so
+    that one that comes to a row of ones is not too dear. That there are no levels above `top` is not made use of: where
+    a row has about as many of each, its code would be a little shorter with all alike, and no price would pull them
+    down.
     """
-    mean = excess.sum() / max(living.sum(), 1)
-    shared = int(np.clip(round(2 * np.log2(max(mean, 1e-9))) + 8, 0, DECAYS - 1))
     if top < 2:
-        return shared, None
-    means = np.exp2((np.arange(DECAYS) - 8) / 2)
-    bits = living[:, None] * np.log2(1 + means) + excess[:, None] * np.log2((1 + means) / means)
-    decays = bits.argmin(1)
+        return 0, None
+    mean = excess.sum() / max(living.sum(), 1)
+    shared = int(np.clip(round(2 * np.log2(mean)) + 8, DECAYS[0], DECAYS[-1]))
+    means = np.exp2((np.array(DECAYS) - 8) / 2)
+    further = np.log2((1 + means) / means)
+    bits = living[:, None] * np.log2(1 + means) + excess[:, None] * further
+    choice = bits + 0.5 * further
+    places = choice.argmin(1)
     for _ in range(4):
-        times = np.bincount(decays, minlength=DECAYS) + 0.5
-        decays = (bits - np.log2(times / times.sum())).argmin(1)
-    own = float(bits[np.arange(len(bits)), decays].sum()) + offset_bits(decays)
-    return (0, decays.astype(np.int64)) if own < bits[:, shared].sum() else (shared, None)
+        times = np.bincount(places, minlength=len(DECAYS)) + 0.5
+        places = (choice - np.log2(times / times.sum())).argmin(1)
+    decays = places.astype(np.int64) + DECAYS[0]
+    own = float(bits[np.arange(len(bits)), places].sum()) + offset_bits(decays)
+    return (0, decays) if own < bits[:, DECAYS.index(shared)].sum() else (shared, None)
 
 
 def offset_bits(offsets: Ints) -> float:

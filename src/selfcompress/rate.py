@@ -23,10 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .coder import INDICES, Ints, LevelModel, geometric, positive_share, prices
+from .coder import DECAYS, INDICES, Ints, LevelModel, geometric, positive_share, prices
 from .fusing import dot_rows, fused
 from .quantizer import LN2, Grid, limits
 from .surroundings import shifts, surroundings
+
+_DEAREST = 4.09
+"""Bits of a further level, at most, that the first is taken to cost as much as."""
 
 
 class PriceTable:
@@ -80,8 +83,11 @@ class PriceTable:
             else on_device(_filled(model.decays, model.alive_rows))
         )
         self.zero = zero[index].mul_(coded)
-        self.further = torch.as_tensor(further, dtype=levels.dtype, device=device)[decays][:, None]
-        self.first = first[index].add_(torch.as_tensor(size_of_one, dtype=levels.dtype, device=device)[decays][:, None])
+        of_rows = decays - DECAYS[0]
+        self.further = torch.as_tensor(further, dtype=levels.dtype, device=device)[of_rows][:, None]
+        self.first = first[index].add_(
+            torch.as_tensor(size_of_one, dtype=levels.dtype, device=device)[of_rows][:, None]
+        )
         numbers = [(self.same + self.opposite) / 2, (self.same - self.opposite) / 2]
         self.numbers = torch.tensor(numbers, dtype=levels.dtype, device=device)
 
@@ -124,8 +130,9 @@ def _price(
         return total, None, None, None
     # The slope of the price in the real level, away from zero; 2|u|·first below one level, see the module.
     # Where nearly all weights live, a zero is the rarest and dearest level: a network of ±1 would never leave
-    # that state, so the gradient takes the price for unimodal.
-    pull = torch.maximum(first, further)
+    # that state, so the gradient takes the price for unimodal. (A further level that hardly any weight has is dear for
+    # another reason, and says nothing about the first.)
+    pull = torch.maximum(first, further.clamp(max=_DEAREST))
     slope = torch.where(size < 1, 2 * size * pull, further).mul_(sign)
     outside = scaled != clipped
     edge = dot_rows(slope.abs(), outside.to(slope.dtype))

@@ -190,6 +190,22 @@ def decays() -> Contents:
     )
 
 
+def rare() -> Contents:
+    """Levels that are rarely above one: a decay below zero, at its end, with a context, and in some rows."""
+    k = np.arange(4 * 30)
+    image = np.where((k // 6 + k // 3) % 4 == 0, (k // 7) % 3 - 1, 0) * np.where(k == 52, 2, 1)
+    ones = np.where(np.arange(48) % 3 == 0, np.arange(48) // 12 % 2 * 2 - 1, 0)
+    ones[21] = 4
+    mixed = np.array([[5, -1, 0, 3], [0, 0, 0, 0], [1, 1, 0, -1], [0, -1, 0, 2]])
+    return Contents(
+        (
+            _image(image, decay=-1),
+            _levels("few.weight", ones.reshape(6, 8), (6, 8), exponents=[-9, -8, -9, -7, -9, -9], decay=-16),
+            _levels("mixed.weight", mixed, (4, 4), exponents=[3, 3, 3], decay=0, decays=[8, -16, -3]),
+        )
+    )
+
+
 def _norm(name: str, signs: list[int], exponents: list[int], step: int, shifts: list[int]) -> NormTensor:
     numbers = [np.array(values, np.int64) for values in (signs, exponents, shifts)]
     return norm_of_levels(name, NormLevels(numbers[0], numbers[1], step, numbers[2]))
@@ -279,6 +295,7 @@ CONTENTS = {
     "heads": heads,
     "lines": lines,
     "decays": decays,
+    "rare": rare,
     "norms": norms,
     "scales": scales,
     "graph": graph,

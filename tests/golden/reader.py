@@ -176,7 +176,8 @@ def levels_header(c):
     h["groups"] = c.uint("groups") if flags & 4 else 1
     h["top"] = c.uint("top")
     if h["top"]:
-        h["offset"], h["decay"], h["resolution"] = c.sint("offset"), c.uint("decay"), c.uint("resolution")
+        h["offset"], decay, h["resolution"] = c.sint("offset"), c.uint("decay"), c.uint("resolution")
+        h["decay"] = decay if decay <= 32 else 32 - decay
         if flags >= 192:
             h["pitch"] = c.uint("pitch")
             numbers = [c.sint("context") for _ in range(5)]

@@ -271,18 +271,18 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "top-40000": (file(levels(top=40000)), r"`w` top level: expected at most 32767, found 40000"),
     "offset-129": (file(levels(offset=129)), r"`w` offset: expected at most 256, found 258"),
-    "decay-33": (file(levels(decay=33)), r"`w` decay: expected at most 32, found 33"),
+    "decay-49": (file(levels(decay=49)), r"`w` decay: expected at most 48, found 49"),
     "decays-of-signs": (
         file(levels(decay=32, top=1, ranges=((0, 3), (-9, 1)))),
         r"`w`: decays of rows whose levels are -1 … 1, expected none",
     ),
     "row-decay-32": (
         file(levels(decay=32, ranges=((30, 2), (-9, 1)))),
-        r"`w`: a range within 0 … 31 expected, found 30 … 32",
+        r"`w`: a range within -16 … 31 expected, found 30 … 32",
     ),
-    "row-decay-minus-1": (
-        file(levels(decay=32, ranges=((-1, 2), (-9, 1)))),
-        r"`w`: a range within 0 … 31 expected, found -1 … 1",
+    "row-decay-minus-17": (
+        file(levels(decay=32, ranges=((-17, 2), (-9, 1)))),
+        r"`w`: a range within -16 … 31 expected, found -17 … -15",
     ),
     "row-decays-without-levels": (
         file(levels(decay=32, ranges=((0, 3), (-9, 1)))),
