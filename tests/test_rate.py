@@ -379,7 +379,7 @@ def test_rows_of_one_scale_share_a_decay(rng: np.random.Generator) -> None:
 
 
 def test_a_row_of_ones_can_have_a_two(rng: np.random.Generator) -> None:
-    """That a row has no level above one is a sample of its thirty weights, not a law: a two costs some six bits more."""
+    """That a row has no level above one says thirty weights, not a law: a two costs some six bits more."""
     levels = rows_of_many_scales(rng, 40, 30)
     levels[:20] = np.sign(levels[:20])
     model = fitted(levels)
