@@ -47,6 +47,7 @@ METHODS = {
     "hgq": "HGQ2",
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
+    "defaults": "**code length**, all else as in `train`",
 }
 PICTURE = "docs/fronts.svg"
 PANELS_IN_A_LINE = 3
@@ -92,7 +93,9 @@ def records(network: str, method: str) -> list[tuple[str, dict[str, Any]]]:
 
 def row(network: str, method: str, settings: str, record: dict[str, Any]) -> str:
     shares = record["loss_bytes_over_file_bytes"]
-    loss = "" if None in shares or "code-length" not in method else f"{100 * statistics.fmean(shares):.1f} %"
+    loss = (
+        "" if None in shares or method not in ("code-length", "defaults") else f"{100 * statistics.fmean(shares):.1f} %"
+    )
     cells = (
         NETWORKS[network],
         METHODS[method] + (f", {settings}" if settings else ""),

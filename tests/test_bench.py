@@ -130,6 +130,7 @@ def test_the_float_row_of_a_task_teaches_its_other_rows_and_is_trained_first(
     )
     monkeypatch.undo()
     assert train.float_row("lenet5-code-length") == train.float_row("lenet5-bit-depth") == "lenet5-float"
+    assert train.float_row("resnet9-long-defaults") == train.float_row("resnet9-long-float") == "resnet9-long-float"
     assert train.float_row("vgg16-100kB") == "resnet9-full-float"
     assert all(train.float_row(row) in train.ROWS | train.FULL for row in train.ROWS | train.FULL)
 
