@@ -110,18 +110,22 @@ def rewrite(folder: Path, data_dir: str) -> None:
     """Write the file of a finished run anew, with the probability models of today, and score it again.
 
     For runs whose training does not depend on the code of the levels, such as those of the published method. Levels,
-    steps and all else stay as they were trained; the result says which code wrote the file.
+    steps and all else stay as they were trained; the result says which code wrote the file. A float run has no levels.
     """
-    result = json.loads((folder / RESULT).read_text())
     path = folder / FILE
+    if not path.exists():
+        return
+    result = json.loads((folder / RESULT).read_text())
     contents = read(read_file(path))
     records = tuple(refitted(r) if isinstance(r, LevelTensor) else r for r in contents.records)
-    write_file(path, write(replace(contents, records=records)))
+    anew = folder / f"new-{FILE}"
+    write_file(anew, write(replace(contents, records=records)))
     recipe = Recipe.from_dict({**result["recipe"], "data_dir": data_dir})
     dataset = load_dataset(recipe.dataset, data_dir, validation=recipe.validation)
     fresh = build_for(dataset, recipe.network, recipe.width)
-    score = score_file(path, fresh, dataset.test_batches(EVALUATION_BATCH))
+    score = score_file(anew, fresh, dataset.test_batches(EVALUATION_BATCH))
     assert score.correct == result["score"]["correct"], f"{folder}: the file is not the network that was trained"
+    anew.replace(path)
     result["size_share"] *= result["summary"]["file_bytes"] / file_bytes(path)
     result["summary"]["file_bytes"] = file_bytes(path)
     result["rewritten_by"] = source_digest()

@@ -9,8 +9,8 @@
 Tasks: MNIST with LeNet-300-100, LeNet-5 (Caffe's 20-50-500) and a network of five convolutions; CIFAR-10 with ResNet-9
 at width 16, for ten epochs and for thirty; characters of a text with a small GPT. Rows of a task: the float network;
 the published method as published (bit depth, grid of eq. 1, its own optimizer settings); code length; and, where the
-recipe of `selfcompress train` is another one than the task's, code length by that recipe (`defaults`). All rows of a task
-have the same epochs, batch size, augmentation and schedule of the learning rate. Hyper-parameters were chosen on
+recipe of `selfcompress train` is another one than the task's, code length by that recipe (`defaults`). All rows of a
+task have the same epochs, batch size, augmentation and schedule of the learning rate. Hyper-parameters were chosen on
 training examples held out (`--validation`); the error reported is that of the file, loaded into a fresh network, on the
 test set.
 
