@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/dials.md, from the records: printed, or with `--write` put into their places there.
+"""The tables of README.md and docs/, from the records: printed, or with `--write` put into their places there.
 
 With them goes `docs/fronts.svg`, which draws the error of all records against the bytes of their files, a panel for
 each task. It names the points that it shows by a digest, so that a test can tell an old picture.
@@ -7,6 +7,7 @@ each task. It names the points that it shows by a digest, so that a test can tel
 import argparse
 import hashlib
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,17 @@ METHODS = {
     "bit-depth": "published method (bit depth, eq. 1), our coder",
     "code-length": "**code length** (default)",
     "defaults": "**code length**, all else as in `train`",
+}
+BESIDE = {"float": "float, 32 bits", "diffq": "DiffQ", "bit-depth": "published method"}
+"""Methods that the README shows beside these rows of ours, of the same epochs if they can be."""
+OURS = {
+    "lenet-300-100-code-length": "lenet-300-100",
+    "lenet5-code-length-gamma3.2-epochs100": "lenet5",
+    "conv5-code-length-gamma0.5-epochs12": "conv5",
+    "resnet9-long-code-length": "resnet9-long",
+    "resnet9-long-code-length-gamma0.02-teacher": "resnet9-long",
+    "resnet9-full-1%-epochs75-teacher": "resnet9-full",
+    "gpt-code-length-target100kBand50%MACs": "gpt",
 }
 PICTURE = "docs/fronts.svg"
 PANELS_IN_A_LINE = 3
@@ -109,11 +121,45 @@ def row(network: str, method: str, settings: str, record: dict[str, Any]) -> str
     return f"| {' | '.join(cells)} |"
 
 
+def kilobytes(values: dict[str, float]) -> str:
+    """A size in three digits, and its spread, where there is any, in as many places."""
+    mean, spread = values["mean"] / 1000, values["std"] / 1000
+    places = max(0, 2 - math.floor(math.log10(mean)))
+    return f"{mean:,.{places}f}" + (f" ± {spread:,.{places}f}" if round(spread, places) else "") + " kB"
+
+
+def overview() -> str:
+    """The README's own: our file for each task, beside those of some others."""
+    lines = [f"| task | {' | '.join(BESIDE.values())} | **selfcompress** | n |", f"|---|{'---|' * len(BESIDE)}---|---|"]
+    for name, network in OURS.items():
+        ours = json.loads((RECORDS / f"{name}.json").read_text())
+        cells = [NETWORKS[network]]
+        for method in BESIDE:
+            found = [record for _, record in records(network, method)]
+            found = sorted(found, key=lambda r: r["recipe"]["epochs"] != ours["recipe"]["epochs"])[:1]
+            cells += [f"{kilobytes(r['file_bytes'])}, {quality(network, r)}" for r in found] or [""]
+        taught = ", with a teacher" if ours["recipe"]["teacher"] else ""
+        cells += [
+            f"**{kilobytes(ours['file_bytes'])}**, {quality(network, ours)}{taught}",
+            f"{ours['file_bytes']['n']}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        "Bytes of a file, and error (or loss) of what was loaded from it, on the test set: mean ± standard deviation,\n"
+        "n seeds of ours. All of a line have the same epochs, but ours of LeNet-5 has four times as many. The\n"
+        "published method writes no file: its levels went through our coder. Other rivals and sizes, settings,\n"
+        "commands, and what is not shown: [docs/results.md](docs/results.md).\n\n"
+        f"![Error of the loaded files against their bytes, a panel for each task]({PICTURE})\n"
+    )
+    return "\n".join(lines) + "\n\n" + note
+
+
 def tables() -> dict[str, tuple[str, str]]:
     """The name of each table, with the file that has it and what stands there."""
     kept = {name: read_entries(RECORDS / f"{name}.json") for name in ("targets", "tolerances", "from_trained")}
     return {
-        "trainings": ("README.md", trainings()),
+        "overview": ("README.md", overview()),
+        "trainings": ("docs/results.md", trainings()),
         "targets": ("docs/dials.md", targets.table(kept["targets"]) + "\n"),
         "tolerances": ("docs/dials.md", tolerances.table(kept["tolerances"]) + "\n"),
         "from_trained": ("docs/dials.md", from_trained.table(kept["from_trained"]) + "\n"),
@@ -135,8 +181,7 @@ def trainings() -> str:
         "task and schedule. The GPT's row at a fixed γ is by code from before steps learned alone, those of\n"
         "ResNet-9 are by code from before levels were held for the last tenth (docs/log.md); files of 6.6 million\n"
         "weights have their norms in half precision. A record names the source that made it.\n"
-        "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n\n"
-        f"![Error of the loaded files against their bytes, a panel for each task]({PICTURE})\n"
+        "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note
 
