@@ -178,9 +178,10 @@ def trainings() -> str:
         "optimizer but for the published method, which has Adam as published. MACs: multiply-accumulates for one\n"
         "image, or for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file;\n"
         "above 100 % where the file was written anew since, with a shorter header. Teacher: the float network of that\n"
-        "task and schedule. The GPT's row at a fixed γ is by code from before steps learned alone, those of\n"
-        "ResNet-9 are by code from before levels were held for the last tenth (docs/log.md); files of 6.6 million\n"
-        "weights have their norms in half precision. A record names the source that made it.\n"
+        "task and schedule. The GPT's row at a fixed γ is by code from before steps learned alone; in those of\n"
+        "ResNet-9 formats learn to the end, but where all is as in `train`; rows with a target are by the path as it\n"
+        "was before it landed early (docs/log.md); files of 6.6 million weights have their norms in half precision.\n"
+        "A record names the source that made it.\n"
         "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
     return "\n".join([*head, *rows]) + "\n\n" + note

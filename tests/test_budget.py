@@ -110,6 +110,25 @@ def test_a_short_run_lands_too_with_little_to_trim(share: float, pull: float) ->
     assert max(gamma for _, gamma in course) < 3.4 * holds
 
 
+@pytest.mark.parametrize(
+    ("way", "total", "even", "lands"),
+    [
+        (4.0, 10_000, False, 0.65),
+        (2.2, 10_000, False, 0.65),
+        (2.0, 10_000, False, 3.25 * 0.242),  # little way to go: slowly
+        (1.6, 10_000, False, 0.875),
+        (4.0, 1_300, False, 3.25 * 300 / 1_300),  # few steps: slowly
+        (4.0, 1_000, False, 0.875),
+        (4.0, 10_000, True, 0.875),
+    ],
+)
+def test_a_path_lands_early_where_there_is_time_for_it(way: float, total: int, even: bool, lands: float) -> None:
+    budget = Budget(1_000, total, even=even)
+    assert not budget.has_landed(total)  # it has not set out
+    budget.start(0, 1_000 * math.exp(way), 1.0)
+    assert budget.lands == pytest.approx(lands)
+
+
 @pytest.mark.parametrize("pull", [0.003, 0.01, 0.1])
 def test_what_hardly_has_to_fall_is_not_pushed_below_its_target(pull: float) -> None:
     plant = Plant(math.log(1e6), slope=0.5, delay=0.02, knee=1.0, growth=0.02, noise=0.003)
@@ -135,8 +154,8 @@ def test_a_long_run_falls_as_at_a_fixed_gamma_and_a_short_or_an_even_one_straigh
         budget.start(0, 100_000.0, 1.0)
         return [math.log(budget.path(int(share * total)) / 1_000) / math.log(100) for share in at]
 
-    exponential = pytest.approx([math.exp(-0.5), math.exp(-1), math.exp(-2)], abs=0.02)
-    assert left(10_000, False, 0.1, 0.2, 0.4) == exponential
+    exponential = pytest.approx([math.exp(-0.5), math.exp(-1), math.exp(-1.5)], abs=0.02)
+    assert left(10_000, False, 0.1, 0.2, 0.3) == exponential
     above = math.log(1.2) / math.log(100)
     straight = pytest.approx([1 - 0.2 * (1 - above), 1 - 0.4 * (1 - above), 1 - 0.8 * (1 - above)], abs=0.001)
     assert left(10_000, True, 0.1, 0.2, 0.4) == left(300, False, 0.1, 0.2, 0.4) == straight
@@ -164,11 +183,13 @@ def test_a_path_never_waits_before_it_lands() -> None:
     for times in (1.1, 3, 10, 100):
         budget = Budget(1_000, 10_000)
         budget.start(0, 1_000.0 * times, 1.0)
-        sizes = [budget.path(step) for step in range(4_000, 8_800, 100)]
+        down = int(10_000 * budget.lands)
+        sizes = [budget.path(step) for step in range(down // 2, down, 100)]
         assert times == 1.1 or all(a > b for a, b in pairwise(sizes))
         assert all(1_000 <= size <= 1_000 * times for size in sizes)
         assert budget.path(5_000) < 1_200.1
-        assert budget.path(8_750) == pytest.approx(1_010)
+        assert budget.path(down) == budget.path(10_000) == pytest.approx(1_010)
+        assert [budget.has_landed(step) for step in (0, down - 1, down, 10_000)] == [False, False, True, True]
 
 
 def test_a_network_that_is_small_enough_is_left_alone() -> None:

@@ -223,3 +223,22 @@ def test_with_room_for_more_than_eight_bits_it_starts_from_more() -> None:
 
 def largest_level(compressor: SelfCompressor) -> float:
     return float(compressor.compressed[0].levels().abs().max())
+
+
+@pytest.mark.parametrize(
+    ("dial", "landed_after"),
+    [
+        ({"gamma": 0.1}, 0),
+        ({"gamma": 0.1, "costs": {sc.Macs(): 0.1}}, 0),
+        ({"target": "10 %", "total_steps": 40}, 35),  # few steps: at the latest
+        ({"target": ["10 %", "50 % MACs"], "total_steps": 40}, None),
+        ({"gamma": 0.1, "target": "50 % MACs", "total_steps": 40}, None),
+    ],
+)
+def test_a_compressor_says_when_formats_may_settle(dial: dict[str, Any], landed_after: int | None) -> None:
+    compressor = SelfCompressor(network(), (torch.zeros(2, 20),), **dial)
+    found = [compressor.landed]
+    for _ in range(40):
+        run(compressor, steps=1)
+        found.append(compressor.landed)
+    assert found == [landed_after is not None and step >= landed_after for step in range(41)]

@@ -6,9 +6,10 @@ away the little that is over the target at the end.
 
 The path comes down as a network does at a fixed γ: exponentially in the logarithm of the size, with a time constant of
 a fifth of the run, and longer for what is pulled at weakly, since it has little way to go; in a run that is too short
-for that by the same factor in each step of its first half. It never waits, but goes over into a line that is at 1.2
-times the target after half of the run, and 1 % above the target while the learning rate, which usually falls there, can
-still answer. γ follows a PI controller on the logarithms:
+for that by the same factor in each step. It never waits, but goes over into a line that is at 1.2 times the target
+after four sevenths of the time until it lands, 1 % above the target: after two thirds of a run that is long enough, so
+that formats can settle and weights have time on fixed grids, and else later, but while the learning rate, which usually
+falls there, can still answer. γ follows a PI controller on the logarithms:
 
     e = ln(size / path),   d ln γ = K_p·de + K_i·max(t, 1/4, 1 / (1 + w)²)·e·dt
     (t: share of the run; w = ln(first size / target), at least 0)
@@ -31,13 +32,18 @@ from .errors import UsageError
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 """Bytes in each unit, by its name in lower case."""
 BITS_PER_WEIGHT = ("bits/weight", "bit/weight", "bpw")
-APPROACH = (0.5, math.log(1.2))
-"""Share of the run after which the path has come down to so many factors e above the target …"""
+APPROACH = (4 / 7, math.log(1.2))
+"""Share of the time until it lands after which the path has come down to so many factors e above the target …"""
 PART = 0.3
 """… or to this part of the way where that is less, so that it does not leave the way to the end …"""
-LANDING = (0.875, math.log(1.01))
-"""… and after which it is there, while the learning rate can still answer, so that little is left to be trimmed. A
-little above, because what is below is lost. It never rises: weights that have gone come back slowly."""
+LANDS = (0.65, 0.875)
+"""… and share of the run after which it lands, at least and at most. LeNet-5 on MNIST errs a fifth less where formats
+settle after 0.7 of a run, and what falls all the way cannot settle."""
+LANDS_AFTER = 3.25
+"""Time constants after which it lands, within these bounds."""
+LANDING = math.log(1.01)
+"""It lands so many factors e above the target, so that little is left to be trimmed. Above, because what is below is
+lost. It never rises: weights that have gone come back slowly."""
 FALL, QUICKEST = 0.2, 300
 """Time constant of the path, as a share of the run, and the least that it is in steps. At a fixed γ networks have one
 of 300 to 800 steps (measured on the recipes) …"""
@@ -160,15 +166,25 @@ class Budget:
         longer = max(1.0, FAR / max(self.way, LEAST_WAY)) ** 2
         return max(FALL, QUICKEST / self.total_steps) * longer
 
+    @property
+    def lands(self) -> float:
+        """Share of the run after which the path has come down."""
+        earliest, latest = LANDS
+        return latest if self.even else min(max(LANDS_AFTER * self.time_constant, earliest), latest)
+
+    def has_landed(self, step: int) -> bool:
+        """Whether the path has come down by this step."""
+        return self.started and step >= self.lands * self.total_steps
+
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
-        at, way = step / self.total_steps, self.way
-        end = 0.0 if self.even else min(LANDING[1], way)
-        near = max(min(APPROACH[1], PART * way), end)
-        left = way - (way - near) * at / APPROACH[0]
+        at, way, lands = step / self.total_steps, self.way, self.lands
+        end = 0.0 if self.even else min(LANDING, way)
+        near, near_at = max(min(APPROACH[1], PART * way), end), APPROACH[0] * lands
+        left = way - (way - near) * at / near_at
         if not self.even:
             left = min(left, way * math.exp(-at / self.time_constant))
-        landing = near - (near - end) * (at - APPROACH[0]) / (LANDING[0] - APPROACH[0])
+        landing = near - (near - end) * (at - near_at) / (lands - near_at)
         return self.target_bytes * math.exp(max(left, landing, end))
 
     def update(self, step: int, size_bytes: float) -> float:

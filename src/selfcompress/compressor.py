@@ -370,6 +370,16 @@ class SelfCompressor:
             return None
         return self._revision, tuple(self.prices.values())
 
+    @property
+    def landed(self) -> bool:
+        """Whether the planned path has come down to the target, so that formats may `settle`; true without a target.
+
+        With targets of costs beside bytes it has not until the end: what they take away are channels.
+        """
+        if self._prices and self._prices.has_targets:
+            return False
+        return not self._steering or self._steering.budget.has_landed(self._steps)
+
     def fall_evenly(self) -> None:
         """Plan the way to the target by the same factor in each step, to keep states on it. Before the first step."""
         if self._steering:
@@ -477,7 +487,9 @@ class SelfCompressor:
     def settle(self) -> None:
         """From now on formats stay as they are, so that weights learn on fixed grids.
 
-        For the last third of a run at a fixed γ. There is no way back; calling it again does nothing.
+        For the last third of a run; with a target once the size has `landed`, and without weight decay from there on,
+        which would take it below: norms do not mind that all weights of a channel shrink, but a grid that stays has
+        fewer and fewer levels for them. There is no way back; calling it again does nothing.
         """
         for parameter in self._formats():
             parameter.requires_grad_(False)

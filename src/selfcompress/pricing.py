@@ -168,6 +168,11 @@ class Prices:
         return {cost: float(cost.amount(widths)) for cost in self.prices}
 
     @property
+    def has_targets(self) -> bool:
+        """Whether there are targets, beside fixed prices."""
+        return bool(self._steered)
+
+    @property
     def started(self) -> bool:
         """Whether all controllers have set out: before, they want to know the scale of the loss."""
         return all(steering.budget.started for steering in self._steered.values())
@@ -180,7 +185,7 @@ class Prices:
 
     def is_last(self, step: int) -> bool:
         """Whether there are targets that have to be met now."""
-        return bool(self._steered) and step == self._pricing.total_steps
+        return self.has_targets and step == self._pricing.total_steps
 
     def thin(self, step: int) -> tuple[str, ...]:
         """Take channels away that are above the path to a target; to be called after each step, before a cut."""

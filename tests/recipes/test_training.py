@@ -488,25 +488,34 @@ def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
     assert moved[1] == weights
 
 
+def test_under_a_target_formats_settle_when_it_has_been_come_down_to(tmp_path: Path) -> None:
+    recipe = replace(FIRST, epochs=16, target="40 %", hold=1.0)  # little way to go: after 14 epochs
+    states = []
+    for epochs in range(13, 16):
+        training.train_part(recipe, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
+        states.append(training.read_checkpoint(tmp_path / training.CHECKPOINT)["compressor"]["model"])
+    names = [name for name in states[0] if name.endswith(".exponent")]
+    formats = [{(name, value) for name in names for value in state[name].tolist()} for state in states]
+    stay = [now <= before for before, now in pairwise(formats)]  # but for channels that are cut
+    assert stay == [False, True]
+
+
 @pytest.mark.parametrize(
     ("changes", "settles", "holds"),
     [
         ({}, 0.7, 0.9),
         ({"settle": 0.4}, 0.4, 0.9),
         ({"settle": 1.0, "hold": 1.0}, None, None),
-        ({"target": "2 kB"}, None, 0.9),
-        ({"target": "5 MMAC", "hold": 0.95}, None, 0.95),
-        ({"target": "2 kB", "settle": 0.8, "hold": 1.0}, 0.8, None),
+        ({"settle": 0.8, "hold": 1.0}, 0.8, None),
         ({"rate": "bit-depth"}, None, None),
     ],
 )
-def test_formats_stay_late_unless_a_target_needs_them(
-    changes: dict[str, Any], settles: float | None, holds: float | None
-) -> None:
+def test_formats_stay_late(changes: dict[str, Any], settles: float | None, holds: float | None) -> None:
     recipe = replace(FIRST, **changes)
     for since, late in ((settles, recipe.settles), (holds, recipe.holds)):
         found = [late(step / 100) for step in range(101)]
         assert found == [since is not None and step / 100 >= since for step in range(101)]
+    assert recipe.settles(0.95, landed=False) == (recipe.settle is not None and settles is not None)
 
 
 def test_levels_are_held_from_the_share_of_the_run_that_was_asked_for(tmp_path: Path) -> None:

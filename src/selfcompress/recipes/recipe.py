@@ -78,8 +78,8 @@ class Recipe:
     """Share of the run, at its end, in which the learning rate falls along a cosine to a hundredth; constant before."""
     settle: float | None = None
     """Share of the run after which number formats stay as they are, so that weights settle on a fixed grid; 1 never.
-    None for `SETTLE` by code length at a fixed `gamma`, and never under a target, whose path needs formats that learn,
-    nor by bit depth."""
+    None for `SETTLE` by code length, under a target not before its path has landed, and never where there are targets
+    of costs, nor by bit depth."""
     hold: float | None = None
     """Share of the run after which weights that flip between two levels are held, and formats stay, too: see
     `SelfCompressor.hold`; 1 never. None for `HOLD` by code length, and never by bit depth."""
@@ -165,10 +165,14 @@ class Recipe:
         falling = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - start) / self.anneal)))
         return LEARNING_RATE_FLOOR + (1.0 - LEARNING_RATE_FLOOR) * falling
 
-    def settles(self, progress: float) -> bool:
-        """Whether formats stay as they are after the share `progress` (0 … 1) of all steps."""
-        usual = SETTLE if self.rate == "code-length" and self.target is None else 1.0
-        return _is_late(progress, usual if self.settle is None else self.settle)
+    def settles(self, progress: float, landed: bool = True) -> bool:
+        """Whether formats stay as they are after the share `progress` (0 … 1) of all steps.
+
+        If the recipe does not say when, they wait until the size has `landed` on its target.
+        """
+        if self.settle is not None:
+            return _is_late(progress, self.settle)
+        return landed and self.rate == "code-length" and _is_late(progress, SETTLE)
 
     def holds(self, progress: float) -> bool:
         """Whether weights that flip are held after the share `progress` (0 … 1) of all steps."""

@@ -525,8 +525,11 @@ def _set_schedules(job: _Job, progress: float) -> float:
             group["lr"] = lr * factor
     if job.compressor is None:
         return 0.0
-    if job.recipe.settles(progress):
+    if job.recipe.settles(progress, job.compressor.landed):
         job.compressor.settle()
+        if job.compressor.target_bytes is not None:  # on a grid that stays decay alone would take the size below it
+            for group in groups_of(job.optimizers):
+                group["weight_decay"] = 0.0
     if job.recipe.holds(progress):
         job.compressor.hold()
     if job.compressor.target_bytes is not None:
