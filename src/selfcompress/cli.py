@@ -305,7 +305,7 @@ def train_command(
         float | None,
         typer.Option(
             help="Share of the run after which number formats stay as they are; 1 never. "
-            f"(default: {SETTLE} by code length, or when a target has been come down to)",
+            f"(default: {SETTLE} by code length, with a target not before it is reached)",
             rich_help_panel=HOW,
         ),
     ] = None,
