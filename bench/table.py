@@ -179,8 +179,9 @@ def trainings() -> str:
         "image, or for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file;\n"
         "above 100 % where the file was written anew since, with a shorter header. Teacher: the float network of that\n"
         "task and schedule. The GPT's row at a fixed γ is by code from before steps learned alone; in those of\n"
-        "ResNet-9 formats learn to the end, but where all is as in `train`; rows with a target are by the path as it\n"
-        "was before it landed early (docs/log.md); files of 6.6 million weights have their norms in half precision.\n"
+        "ResNet-9 formats learn to the end, but where all is as in `train`; the GPT's target and those of full size\n"
+        "are by the path as it was before it landed early (docs/log.md); files of full size have their norms in half\n"
+        "precision.\n"
         "A record names the source that made it.\n"
         "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
