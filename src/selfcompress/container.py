@@ -1,10 +1,11 @@
 """The `.scn` file: named tensors of levels and of plain numbers <-> bytes. Specified in `docs/format.md`.
 
-    magic "SCN" · version · sizes · raw numbers · entropy-coded stream · CRC-32
+    magic "SCN" · version · bytes of the raw numbers · raw numbers · entropy-coded stream · CRC-32
 
 The stream begins with the header (metadata, number of records, records), whole bytes that `heading.py` codes; integers
 are LEB128 (7 bits a byte, low ones first), signed ones zigzagged. Then it holds, record after record, masks, offsets,
-exponents and levels, see `coder.py`. Files of version 1 have the header in front of the raw numbers, as it is.
+exponents and levels, see `coder.py`. Files of version 1 have the header in front of the raw numbers, as it is; those of
+version 2 say how long it is.
 
 The reader distrusts what it reads: the checksum comes first, every length is checked against what is left, and no array
 is made that the length of the file does not justify (`most_weights`). It executes nothing, and whatever is wrong ends
@@ -45,7 +46,7 @@ from .heading import HeaderReader, write_header
 from .wire import Field, Reader, Writer
 
 MAGIC = b"SCN"
-VERSION = 2
+VERSION = 3
 MAX_AXES = 8
 MAX_NAME = 1 << 10
 """Bytes of a record's name: names share their beginnings, so that a short file could hold many long ones."""
@@ -572,7 +573,7 @@ def _read_scales(head: _ScalesHeader, stream: Decoder) -> RawTensor:
 def write(contents: Contents, version: int = VERSION) -> bytes:
     """The bytes of a `.scn` file with these contents. Inverse: `read`.
 
-    Version 1 has its header as it is, version 2 in the stream, unless that is too long for it.
+    Version 1 has its header as it is, later ones in the stream, unless that is too long for it.
 
     Raises `FormatError` for contents that a file cannot hold: foreign types, a range of exponents beyond all measure.
     """
@@ -610,9 +611,9 @@ class _Later:
         self.calls.append(lambda stream: stream.levels(levels, model))
 
 
-def most_header_bytes(size_bytes: int) -> int:
+def most_header_bytes(size_bytes: int, version: int) -> int:
     """How many bytes the header of a file of this length may come to, where it is in the stream: it takes time."""
-    return min(1024 + 16 * size_bytes, 1 << 18)
+    return min(1024 + 16 * size_bytes, 1 << 18 if version == 2 else 1 << 16)
 
 
 def _body(contents: Contents, version: int) -> bytes:
@@ -638,7 +639,9 @@ def _body(contents: Contents, version: int) -> bytes:
             header.sint(record.exponent, Field.ROUNDING)
         elif isinstance(record, GraphRecord):
             header.uint(_KINDS.index(_GRAPH), Field.KIND)
-            header.put(encode_graph(record.graph, [r.name for r in contents.records]))
+            # the model of the header finds more in it than deflate does, and nothing in what is deflated
+            deflated = version < 3
+            header.put(encode_graph(record.graph, [r.name for r in contents.records], deflated=deflated))
         elif isinstance(record, NormTensor) and record.levels is not None:
             header.uint(_KINDS.index(_NORM_LEVELS), Field.KIND)
             dead = _dead_before(contents.records, number, len(record.scale))
@@ -657,13 +660,16 @@ def _body(contents: Contents, version: int) -> bytes:
             raw += _little(record.values)
     stream, lengths = Encoder(), Writer()
     if version > 1:
-        lengths.uint(len(header.data))
+        if version == 2:
+            lengths.uint(len(header.data))
         lengths.uint(len(raw))
-        write_header(header, stream)
+        write_header(header, stream, version)
     for call in later.calls:
         call(stream)
     whole = MAGIC + bytes([version]) + (header.data if version == 1 else lengths.data) + raw + stream.finish()
-    return _body(contents, 1) if version > 1 and len(header.data) > most_header_bytes(len(whole) + 4) else whole
+    return (
+        _body(contents, 1) if version > 1 and len(header.data) > most_header_bytes(len(whole) + 4, version) else whole
+    )
 
 
 def _check_writable(record: Record) -> None:
@@ -741,13 +747,15 @@ def read(data: bytes) -> Contents:
         raise FormatError(f"format version {data[3]}, this reader knows 1 to {VERSION}\nhint: upgrade selfcompress")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise FormatError("the checksum does not match: the file is truncated or altered\nhint: copy it again")
-    header, budget = Reader(data[4:-4]), _Budget(len(data))
+    header, budget, version = Reader(data[4:-4]), _Budget(len(data)), data[3]
     raw = header
-    if data[3] > 1:
-        size = header.uint("header", most_header_bytes(len(data)))
+    if version > 1:
+        size = most_header_bytes(len(data), version)
+        if version == 2:
+            size = header.uint("header", size)
         raw = Reader(header.take(header.uint("raw numbers", len(data)), "raw numbers"))
         stream = Decoder(header.data[header.at :])
-        header = HeaderReader(stream, size)
+        header = HeaderReader(stream, size, version)
     metadata = header.text("metadata")
     pending: list[tuple[str, str, tuple[int, ...]]] = []
     heads: list[_Head] = []
@@ -786,12 +794,12 @@ def read(data: bytes) -> Contents:
             axes = 1 if kind.startswith(_NORM) else header.uint(f"`{name}` axes", MAX_AXES, Field.AXES)
             pending.append((name, kind, header.shape(axes, f"`{name}` shape")))
     plain = [_read_raw(raw, *entry) for entry in pending]
-    if data[3] == 1:
+    if version == 1:
         stream = Decoder(header.data[header.at :])
-    elif (header.at, raw.at) != (header.size, raw.size):
-        raise FormatError(
-            f"header: {header.size} bytes and {raw.size} of raw numbers expected, found {header.at} and {raw.at}"
-        )
+    elif version == 2 and header.at != header.size:
+        raise FormatError(f"header: {header.size} bytes expected, found {header.at}")
+    elif raw.at != raw.size:
+        raise FormatError(f"raw numbers: {raw.size} bytes expected, found {raw.at}")
     try:
         coded = _read_stream(heads, stream)
     except MemoryError:

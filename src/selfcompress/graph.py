@@ -132,12 +132,13 @@ def most_bytes(stored: int) -> int:
     return min(4096 + 64 * stored, 1 << 20)
 
 
-def encode_graph(graph: Graph, names: Sequence[str]) -> bytes:
-    """The graph as bytes, deflated where that is shorter. Inverse: `decode_graph`.
+def encode_graph(graph: Graph, names: Sequence[str], *, deflated: bool) -> bytes:
+    """The graph as bytes. Inverse: `decode_graph`.
 
     Args:
         graph: all operators are of `OPERATORS`.
         names: those of the file's records, in order.
+        deflated: whether to deflate it, where that is shorter.
 
     Raises `FormatError` for a graph that a file cannot hold.
     """
@@ -156,9 +157,10 @@ def encode_graph(graph: Graph, names: Sequence[str]) -> bytes:
             _write_value(writer, value, len(graph.inputs) + i, places)
     _write_value(writer, graph.output, len(graph.inputs) + len(graph.nodes), places)
     plain = bytes(writer.data)
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    small = deflate.compress(plain) + deflate.flush()
-    stored = small if len(small) < len(plain) else plain
+    stored = plain
+    if deflated:
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+        stored = min(plain, deflate.compress(plain) + deflate.flush(), key=len)
     if len(plain) > most_bytes(len(stored)):
         raise FormatError(
             f"graph: expected at most {most_bytes(len(stored))} bytes, found {len(plain)}"

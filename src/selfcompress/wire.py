@@ -94,7 +94,7 @@ class Writer:
             shared += 1
         while shared < len(name) and _WORD <= name[shared] < _LEAD:  # no character is torn apart
             shared -= 1
-        rest = _shortened(name[shared:])
+        rest = shortened(name[shared:])
         self.uint(shared, Field.SHARED)
         self.uint(len(rest), Field.NAME_LENGTH)
         self.put(rest, Field.NAME)
@@ -173,7 +173,7 @@ class Reader:
         return tuple(self.uint(what, 1 << 31, field) for _ in range(axes))
 
 
-def _shortened(text: bytes) -> bytes:
+def shortened(text: bytes) -> bytes:
     """Text with bytes for the words in it: from left to right, the longest that fits."""
     result, at = bytearray(), 0
     while at < len(text):
@@ -188,7 +188,7 @@ def _shortened(text: bytes) -> bytes:
 
 
 def _lengthened(data: bytes) -> bytes:
-    """Undo `_shortened`."""
+    """Undo `shortened`."""
     result, at = bytearray(), 0
     while at < len(data):
         byte = data[at]

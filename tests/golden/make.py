@@ -301,13 +301,13 @@ CONTENTS = {
     "graph": graph,
     "rounded": rounded,
 }
-GOLDEN = {f"{name}{suffix}": contents for suffix in ("", "-2") for name, contents in CONTENTS.items()}
-"""What is in each file, by its name: of version 1, or, where it ends so, of version 2."""
+GOLDEN = {f"{name}{suffix}": contents for suffix in ("", "-2", "-3") for name, contents in CONTENTS.items()}
+"""What is in each file, by its name: of version 1, or of the one with which it ends."""
 
 
 def version(name: str) -> int:
     """The version of a golden file."""
-    return 2 if name.endswith("-2") else 1
+    return int(name[-1]) if name[-2] == "-" else 1
 
 
 def stored(name: str) -> bytes:

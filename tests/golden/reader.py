@@ -359,21 +359,65 @@ def with_words(data):
     return result
 
 
+PRIMER = {
+    "text length": "12 0c",
+    "text": b"digits mnist fashion-mnist cifar10 imagefolder text lenet-300-100 lenet5 conv5 resnet9 resnet20 vgg16 "
+    b"gpt".hex(" "),
+    "records": "06 08 0c 11",
+    "shared": "00 04 06 05 0c 07 09 02 0b 10 12 00 05 07",
+    "name length": "01 01 01 03 04 03 04 05 02 06 08 0a 0c",
+    "name": "82 31 2e 80 81 32 2e 80 81 83 31 88 31 be 82 32 2e 80 86 32 84 2e 80 81 30 2e 80 2e 33 2e"
+    " 89 31 2e 91 2e 9a 2e 80 81 a9 2e 80 8b 30 2e 83 32",
+    "kind": "00 00 00 0f 00 00 0f 00 00 10 01",
+    "flags": "40 02 82 02 40 00 98 02 42 02 80 02 88 02",
+    "axes": "04 01 04 01 02 01 02",
+    "size": "10 03 03 03 10 20 10 03 03 20 40 20 03 03 40 80 01 40 03 03 80 01 80 01 80 01 80 04 0a 80 01 0a f4 03 80"
+    " 02",
+    "size now": "0a 03 03 03 14 0c 03 03 1e 14 03 03 28 0a",
+    "top": "01 02 04 03 00 01 06 00 08 0a 0f",
+    "offset": "48 42 50 58 60 8c 01 54 4c 90 01 46",
+    "decay": "20 00 20 08 05 20 00",
+    "resolution": "04 04 04",
+    "pitch": "03 03 05",
+    "context": "01 00 02 02 06 00 01 04 03 08 00 03 00 04 0a",
+    "lowest": "03 15 05 01 25 07 0b 03 09 1d 00 0d 11 21",
+    "span": "03 04 02 05 08 00 06 03 07 0c 0a 00 04",
+    "signs": "00 00 01",
+    "step": "0b 0b 0d",
+    "norm lowest": "0c 5b 81 01 2f ab 02",
+}
+
+
 class Heading(Cursor):
     """The header in the stream: section 4.8."""
 
-    def __init__(self, stream):
-        self.stream, self.before, self.at = stream, [], 0
+    def __init__(self, stream, version):
+        self.stream, self.version, self.before, self.at = stream, version, [], 0
+        self.primer = {field: b"\0\0\0" + bytes.fromhex(usual) for field, usual in PRIMER.items()}
+        self.field = {}  # the bytes of each, after three zeros
+
+    def weights(self, field):
+        w = [16 if s < 8 else 8 if s < 16 else 4 if s < 32 else 2 if s < 144 else 1 for s in range(256)]
+        if self.version == 2:
+            for f, s in self.before:
+                w[s] += 8 + 256 * (f == field)
+            return w
+        here = self.field.get(field, b"\0\0\0")
+        for seen, each in ((self.primer.get(field, b""), (64, 256, 512, 1024)), (here, (64, 512, 2048, 8192))):
+            for at in range(3, len(seen)):
+                for order, weight in enumerate(each):
+                    w[seen[at]] += weight * (seen[at - order : at] == here[len(here) - order :])
+        return w
 
     def take(self, n, field="graph"):
         for _ in range(n):
-            w = [16 if s < 8 else 8 if s < 16 else 4 if s < 32 else 2 if s < 144 else 1 for s in range(256)]
-            for f, s in self.before:
-                w[s] += 8 + 256 * (f == field)
+            w = self.weights(field)
             total = sum(w)
             table = [1 + x * (2**24 - 256) // total for x in w]
             table[table.index(max(table))] += 2**24 - sum(table)
-            self.before.append((field, self.stream.symbol(table)))
+            found = self.stream.symbol(table)
+            self.before.append((field, found))
+            self.field[field] = self.field.get(field, b"\0\0\0") + bytes([found])
             self.at += 1
         return bytes(s for _, s in self.before[self.at - n :])
 
@@ -382,11 +426,12 @@ def read(data):
     assert data[:3] == b"SCN"
     assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
     c = raw = Cursor(data[4:-4])
-    if data[3] == 2:
-        size, length = c.uint(), c.uint()
-        raw = Cursor(c.take(length))
+    if data[3] > 1:
+        assert data[3] <= 3
+        size = c.uint() if data[3] == 2 else None
+        raw = Cursor(c.take(c.uint()))
         stream = Stream(c.data[c.at :])
-        c = Heading(stream)
+        c = Heading(stream, data[3])
     else:
         assert data[3] == 1
     metadata = c.take(c.uint("text length"), "text").decode()
@@ -421,7 +466,8 @@ def read(data):
     if data[3] == 1:
         stream = Stream(c.data[c.at :])
     else:
-        assert (c.at, raw.at) == (size, length)
+        assert raw.at == len(raw.data)
+        assert size in (None, c.at)
     result, dead = {}, []
     for name, kind, head in heads:
         if kind == 0:

@@ -49,6 +49,11 @@ def coded(header: int, raw: int, rest: bytes) -> bytes:
     return signed(b"SCN\x02" + uints(header, raw) + rest)
 
 
+def primed(raw: int, rest: bytes) -> bytes:
+    """A file of version 3: bytes of raw numbers, and what follows."""
+    return signed(b"SCN\x03" + uints(raw) + rest)
+
+
 def _tiny() -> tuple[int, int, bytes]:
     """Of the smallest golden file: bytes of its header and of its raw numbers, and all that follows."""
     data = bytes.fromhex((FOLDER.parent / "golden" / "tiny-2.hex").read_text())
@@ -56,6 +61,15 @@ def _tiny() -> tuple[int, int, bytes]:
 
 
 TINY = _tiny()
+
+
+def _tiny_primed() -> tuple[int, bytes]:
+    """The same of version 3, which does not say how long its header is."""
+    data = bytes.fromhex((FOLDER.parent / "golden" / "tiny-3.hex").read_text())
+    return data[4], data[5:-4]
+
+
+PRIMED = _tiny_primed()
 
 
 def levels(
@@ -130,8 +144,8 @@ FILES: dict[str, tuple[bytes, str]] = {
     "zip": (_zip(), r"found b'PK\\x03'"),
     "pickle": (pickle.dumps({"weight": [1.0]}, protocol=2), r"found b'\\x80\\x02}'"),
     "magic-only": (b"SCN", r"expected at least 10 bytes, found 3: the file is truncated"),
-    "version-0": (signed(b"SCN\x00" + bytes(8)), r"format version 0, this reader knows 1 to 2\nhint: upgrade"),
-    "version-255": (signed(b"SCN\xff" + bytes(8)), r"format version 255, this reader knows 1 to 2\nhint: upgrade"),
+    "version-0": (signed(b"SCN\x00" + bytes(8)), r"format version 0, this reader knows 1 to 3\nhint: upgrade"),
+    "version-255": (signed(b"SCN\xff" + bytes(8)), r"format version 255, this reader knows 1 to 3\nhint: upgrade"),
     "wrong-checksum": (file()[:-1] + b"\x00", r"the checksum does not match: the file is truncated or altered"),
     # head, in the stream
     "coded-header-beyond-measure": (coded(2**19, 0, bytes(8)), r"header: expected at most \d+, found 524288"),
@@ -139,16 +153,34 @@ FILES: dict[str, tuple[bytes, str]] = {
     "coded-header-without-a-stream": (coded(4, 0, b""), r"entropy-coded part: .*missing"),
     "coded-header-of-zeros": (
         coded(4000, 0, bytes(300)),
-        r"header: 4000 bytes and 0 of raw numbers expected, found 2 and 0",
+        r"header: 4000 bytes expected, found 2",
     ),
     "coded-header-ends-early": (coded(TINY[0] - 1, TINY[1], TINY[2]), r"`fc.bias` shape: 1 bytes expected, 0 left"),
     "coded-header-goes-on": (
         coded(TINY[0] + 1, TINY[1], TINY[2]),
-        r"header: 29 bytes and 6 of raw numbers expected, found 28 and 6",
+        r"header: 29 bytes expected, found 28",
     ),
     "coded-header-with-raw-numbers-left": (
         coded(TINY[0], TINY[1] + 4, bytes(4) + TINY[2]),
-        r"header: 28 bytes and 10 of raw numbers expected, found 28 and 6",
+        r"raw numbers: 10 bytes expected, found 6",
+    ),
+    "primed-header-without-a-stream": (primed(1, bytes(1)), r"entropy-coded part: .*missing"),
+    "primed-header-without-its-raw-numbers": (primed(52, bytes(50)), r"raw numbers: 52 bytes expected, 50 left"),
+    "primed-header-with-too-few-raw-numbers": (
+        primed(PRIMED[0] - 2, PRIMED[1][2:]),
+        r"`fc.bias`: 6 bytes expected, 4 left",
+    ),
+    "primed-header-with-raw-numbers-left": (
+        primed(PRIMED[0] + 4, bytes(4) + PRIMED[1]),
+        r"raw numbers: 10 bytes expected, found 6",
+    ),
+    "primed-header-without-its-levels": (
+        primed(PRIMED[0], PRIMED[1][:-4]),
+        r"entropy-coded part: its length is not that of its contents",
+    ),
+    "primed-header-with-words-left": (
+        primed(PRIMED[0], PRIMED[1] + bytes(8)),
+        r"entropy-coded part: its length is not that of its contents",
     ),
     # head
     "metadata-beyond-the-end": (file(head=uint(2**39)), r"metadata: 549755813888 bytes expected, 1 left"),
