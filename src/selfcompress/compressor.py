@@ -372,12 +372,10 @@ class SelfCompressor:
 
     @property
     def landed(self) -> bool:
-        """Whether the planned path has come down to the target, so that formats may `settle`; true without a target.
+        """Whether the planned path of the size has come down to its target, so that formats may `settle`.
 
-        With targets of costs beside bytes it has not until the end: what they take away are channels.
+        True without such a target. Targets of costs do not matter: what they take away are channels, as they stand.
         """
-        if self._prices and self._prices.has_targets:
-            return False
         return not self._steering or self._steering.budget.has_landed(self._steps)
 
     def fall_evenly(self) -> None:

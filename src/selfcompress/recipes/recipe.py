@@ -78,8 +78,7 @@ class Recipe:
     """Share of the run, at its end, in which the learning rate falls along a cosine to a hundredth; constant before."""
     settle: float | None = None
     """Share of the run after which number formats stay as they are, so that weights settle on a fixed grid; 1 never.
-    None for `SETTLE` by code length, under a target not before its path has landed, and never where there are targets
-    of costs, nor by bit depth."""
+    None for `SETTLE` by code length, under a target of size not before its path has landed, and never by bit depth."""
     hold: float | None = None
     """Share of the run after which weights that flip between two levels are held, and formats stay, too: see
     `SelfCompressor.hold`; 1 never. None for `HOLD` by code length, and never by bit depth."""
