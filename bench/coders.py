@@ -7,8 +7,8 @@ output channel; and random matrices of two million weights at the densities of `
 arithmetic takes time. Every coder gets the same integers, knows their shapes and nothing else, and is timed in seconds
 of the processor, as the median of several rounds. What it decodes must equal what it was given.
 
-- `ours`: the levels part of a `.scn` file (masks, model, levels; no names, exponents or checksum), with the fitting of
-  the model in the time.
+- `ours`: the levels part of a `.scn` file (masks, model and levels, coded as there; no names, exponents or checksum),
+  with the fitting of the model in the time.
 - `nncodec`: ISO/IEC 15938-17 (Neural Network Coding), the entropy coder DeepCABAC of Fraunhofer's own implementation,
   with its default settings; one stream for all tensors, without the standard's headers. Only its calls are timed. The
   integers go in directly, so that nothing is rounded; dependent quantisation would be a choice of other levels.
@@ -25,12 +25,12 @@ import json
 import lzma
 import math
 import statistics
-import struct
 import sys
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ from numpy.typing import NDArray
 
 from packing_speed import DENSITIES
 from selfcompress.coder import Decoder, Encoder, LevelModel
-from selfcompress.container import LevelTensor, read, read_file
+from selfcompress.container import VERSION, LevelTensor, read, read_file
 from selfcompress.contexts import Context
 from selfcompress.fitting import fit_levels
+from selfcompress.heading import HeaderReader, write_header
 from selfcompress.recipes.datasets import SAMPLES
 from selfcompress.recipes.networks import build_network
 from selfcompress.scoring import describe_machine, describe_versions, file_bytes, load_float
+from selfcompress.wire import Field, Writer
 
 Levels = NDArray[np.int16]
 Shape = tuple[int, ...]
@@ -72,56 +74,86 @@ class Coder:
 
 
 def encode_ours(tensors: list[Levels]) -> bytes:
-    header, stream = bytearray(), Encoder()
+    header, later = Writer(), list[Callable[[Encoder], None]]()
     for levels in tensors:
         model = fit_levels(torch.from_numpy(levels.reshape(levels.shape[0], -1)), levels.shape[2])
-        header += struct.pack("<H", model.top)
+        header.uint(model.top, Field.TOP)
         if not model.top:
             continue
         lists = [model.rows, model.columns, model.taps if model.taps.any() else None, model.decays]
-        flags = sum(1 << i for i, values in enumerate([*lists, model.context]) if values is not None)
-        header += struct.pack("<Bbb", flags, model.offset, model.decay)
+        header.uint(sum(1 << i for i, values in enumerate([*lists, model.context]) if values is not None), Field.FLAGS)
+        header.sint(model.offset, Field.OFFSET)
+        header.sint(model.decay, Field.DECAY)
         if model.context is not None:
-            numbers = (*model.context.bases, *model.context.slopes, model.context.tilt)
-            header += struct.pack("<H5b", model.context.pitch, *numbers)
-        stream.mask(model.alive_rows)
-        stream.mask(model.alive_columns)
+            header.uint(model.context.pitch, Field.PITCH)
+            for value in (*model.context.bases, *model.context.slopes, model.context.tilt):
+                header.sint(value, Field.CONTEXT)
+        later += [partial(Encoder.mask, mask=model.alive_rows), partial(Encoder.mask, mask=model.alive_columns)]
         for values in lists:
             if values is not None:
                 low, high = int(values.min()), int(values.max())
-                header += struct.pack("<bB", low, high - low)
-                stream.integers(values, low, high)
-        stream.levels(levels, model)
-    return struct.pack("<H", len(header)) + bytes(header) + stream.finish()
+                header.sint(low, Field.LOWEST)
+                header.uint(high - low, Field.SPAN)
+                later.append(partial(Encoder.integers, values=values, low=low, high=high))
+        later.append(partial(Encoder.levels, levels=levels, model=model))
+    stream = Encoder()
+    write_header(header, stream, VERSION)
+    for call in later:
+        call(stream)
+    return stream.finish()
 
 
 def decode_ours(data: bytes, shapes: list[Shape]) -> list[NDArray[Any]]:
-    (size,) = struct.unpack_from("<H", data)
-    at, stream, result = 2, Decoder(data[2 + size :]), []
-    for rows, columns, taps in shapes:
-        (top,) = struct.unpack_from("<H", data, at)
-        at += 2
-        if not top:
+    stream = Decoder(data)
+    header = HeaderReader(stream, len(data), VERSION)
+    heads = [_read_head(header) for _ in shapes]
+    result = []
+    for (rows, columns, taps), head in zip(shapes, heads, strict=True):
+        if head is None:
             result.append(np.zeros((rows, columns, taps), np.int16))
             continue
-        flags, offset, decay = struct.unpack_from("<Bbb", data, at)
-        at += 3
-        context = None
-        if flags >> 4 & 1:
-            pitch, b1, b2, s1, s2, tilt = struct.unpack_from("<H5b", data, at)
-            at, context = at + 7, Context(pitch, (b1, b2), (s1, s2), tilt)
         alive = stream.mask(rows), stream.mask(columns)
-        lists: list[NDArray[np.int64] | None] = [None, None, None, None]
-        for i, length in enumerate((int(alive[0].sum()), int(alive[1].sum()), taps, int(alive[0].sum()))):
-            if flags >> i & 1:
-                low, span = struct.unpack_from("<bB", data, at)
-                at += 2
-                lists[i] = stream.integers(length, low, low + span)
+        lengths = (int(alive[0].sum()), int(alive[1].sum()), taps, int(alive[0].sum()))
+        lists = [
+            None if limits is None else stream.integers(n, *limits)
+            for n, limits in zip(lengths, head.ranges, strict=True)
+        ]
         offsets = lists[2] if lists[2] is not None else np.zeros(taps, np.int64)
-        model = LevelModel(offset, decay, top, *alive, lists[0], lists[1], offsets, context, lists[3])
+        model = LevelModel(
+            head.offset, head.decay, head.top, *alive, lists[0], lists[1], offsets, head.context, lists[3]
+        )
         result.append(stream.levels((rows, columns, taps), model))
     stream.finish()
     return result
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Of a matrix what the header says."""
+
+    top: int
+    offset: int
+    decay: int
+    context: Context | None
+    ranges: list[tuple[int, int] | None]
+
+
+def _read_head(header: HeaderReader) -> _Head | None:
+    top = header.uint("top", field=Field.TOP)
+    if not top:
+        return None
+    flags = header.uint("flags", field=Field.FLAGS)
+    offset, decay = header.sint("offset", 128, Field.OFFSET), header.sint("decay", 64, Field.DECAY)
+    context = None
+    if flags >> 4:
+        pitch = header.uint("pitch", field=Field.PITCH)
+        bases = [header.sint("context", 64, Field.CONTEXT) for _ in range(5)]
+        context = Context(pitch, (bases[0], bases[1]), (bases[2], bases[3]), bases[4])
+    ranges: list[tuple[int, int] | None] = []
+    for i in range(4):
+        low = header.sint("range", 64, Field.LOWEST) if flags >> i & 1 else None
+        ranges.append(None if low is None else (low, low + header.uint("range", field=Field.SPAN)))
+    return _Head(top, offset, decay, context, ranges)
 
 
 def load_cabac() -> Any:

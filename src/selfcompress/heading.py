@@ -11,6 +11,7 @@ Version 2 has no primer and looks at no byte before.
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -73,40 +74,58 @@ class ByteModel(Protocol):
         """Note that this byte was there."""
 
 
+class _Seen:
+    """What was seen of each field, by weight: its bytes, and those after the same one, two and three."""
+
+    def __init__(self, weights: tuple[int, ...]) -> None:
+        self._weights = weights
+        self._in_field = np.zeros((len(Field), 256), np.int64)
+        self._after: tuple[dict[int, dict[int, int]], ...] = ({}, {}, {})
+        """For one, two, three bytes: field and these bytes -> the weight of each byte that came after them."""
+        self.last = [0] * len(Field)
+        """The last three bytes of each field, the newest lowest."""
+
+    def see(self, field: int, byte: int) -> None:
+        """Note the next byte of a field."""
+        self._in_field[field, byte] += self._weights[0]
+        for after, mask, weight in zip(self._after, _MASKS, self._weights[1:], strict=True):
+            followers = after.setdefault(field << 24 | self.last[field] & mask, {})
+            followers[byte] = followers.get(byte, 0) + weight
+        self.last[field] = (self.last[field] << 8 | byte) & 0xFFFFFF
+
+    def add_to(self, weights: Ints, field: int, last: int) -> None:
+        """Add, in place, the weight of each byte after these three."""
+        weights += self._in_field[field]
+        for after, mask in zip(self._after, _MASKS, strict=True):
+            for byte, weight in after.get(field << 24 | last & mask, {}).items():
+                weights[byte] += weight
+
+
+@cache
+def _primer() -> _Seen:
+    seen = _Seen(_IN_PRIMER)
+    for field, usual in PRIMER.items():
+        for byte in usual:
+            seen.see(field, byte)
+    return seen
+
+
 class _PrimedModel:
     """That of version 3."""
 
     def __init__(self) -> None:
-        self._in_field = np.tile(_FIRST, (len(Field), 1))
-        self._after: tuple[dict[int, dict[int, int]], ...] = ({}, {}, {})
-        """For one, two, three bytes: field and these bytes -> the weight of each byte that came after them."""
-        self._last = [0] * len(Field)
-        for field, usual in PRIMER.items():
-            for byte in usual:
-                self._see(field, byte, _IN_PRIMER)
-        self._last = [0] * len(Field)
-
-    def _contexts(self, field: int) -> list[int]:
-        return [field << 24 | self._last[field] & mask for mask in _MASKS]
-
-    def _see(self, field: int, byte: int, weights: tuple[int, ...]) -> None:
-        self._in_field[field, byte] += weights[0]
-        for found, context, weight in zip(self._after, self._contexts(field), weights[1:], strict=True):
-            followers = found.setdefault(context, {})
-            followers[byte] = followers.get(byte, 0) + weight
-        self._last[field] = (self._last[field] << 8 | byte) & 0xFFFFFF
+        self._seen = _Seen(_IN_HEADER)
 
     def table(self, field: int) -> Ints:
         """See `ByteModel`."""
-        weights: Ints = self._in_field[field].copy()
-        for found, context in zip(self._after, self._contexts(field), strict=True):
-            for byte, weight in found.get(context, {}).items():
-                weights[byte] += weight
+        weights, last = _FIRST.copy(), self._seen.last[field]
+        for seen in (_primer(), self._seen):
+            seen.add_to(weights, field, last)
         return _table(weights)
 
     def count(self, field: int, byte: int) -> None:
         """See `ByteModel`."""
-        self._see(field, byte, _IN_HEADER)
+        self._seen.see(field, byte)
 
 
 class _FieldModel:
