@@ -25,14 +25,11 @@ from selfcompress.recipes.recipe import Recipe, default_recipe
 from selfcompress.recipes.training import CHECKPOINT, train
 
 TASKS: dict[str, Recipe] = {
-    name: replace(recipe, settle=1.0, hold=1.0)  # so that a fixed γ differs by nothing else
-    for name, recipe in {
-        "lenet-300-100": replace(MLP, epochs=10),
-        "lenet5": replace(LENET, epochs=8),
-        "resnet9": replace(RESNET, epochs=4),
-        "gpt": replace(default_recipe("text", "gpt"), epochs=8, anneal=0.6),
-        "digits": default_recipe("digits"),
-    }.items()
+    "lenet-300-100": replace(MLP, epochs=10),
+    "lenet5": replace(LENET, epochs=8),
+    "resnet9": replace(RESNET, epochs=4),
+    "gpt": replace(default_recipe("text", "gpt"), epochs=8, anneal=0.6),
+    "digits": default_recipe("digits"),
 }
 TARGETS = ("30 %", "10 %", "5 %", "2 %", "1 %", "0.5 %")
 GAMMAS: dict[str, tuple[float, ...]] = {
