@@ -225,7 +225,8 @@ def test_gamma_falls_faster_the_nearer_to_the_target_it_is_below_the_path(
         """Of ln γ, while the size stays that far from the path, in logarithms."""
         budget = Budget(1_000, 10_000)
         budget.start(0, 100_000.0, 1.0)
-        steps = range(start, start + 500, 50)
+        budget.gamma, budget.last_step = 1.0, start
+        steps = range(start + 50, start + 550, 50)
         gammas = [budget.update(step, math.exp(error) * budget.path(step)) for step in steps]
         return -math.log(gammas[-1] / gammas[0])
 
@@ -255,7 +256,27 @@ def test_gamma_rises_by_steps_that_are_bounded_and_falls_to_a_floor() -> None:
     assert budget.update(10, 1e9) == pytest.approx(first * math.exp(0.5))
     for step in range(15, 1_000, 5):
         budget.update(step, 1.0)
-    assert budget.gamma == pytest.approx(1e-6)
+    assert budget.gamma == pytest.approx(0.03 * first)
+
+
+def test_a_size_that_was_below_its_path_for_half_of_a_run_lands_all_the_same() -> None:
+    """As where a price of channels takes levels away, too: γ falls for want of anything to do, and has to come back."""
+    plant = Plant(math.log(1e6), slope=0.5, delay=0.05, knee=1.0, growth=0.5, noise=0.0)
+    budget = Budget(150_000, 12_000)
+    holds = 0.15 ** (-1 / 0.5) - 1
+    gamma = budget.start(60, 1e6, holds / 0.3)
+    for step in range(120, 12_001, 60):
+        size = plant.after(gamma, 60 / 12_000)
+        gamma = budget.update(step, min(size, 200_000.0) if step < 6_000 else size)
+    assert size < 1.05 * 150_000
+
+
+def test_a_size_has_landed_with_its_path_or_it_has_not() -> None:
+    for size, landed in ((1_000.0, True), (1_190.0, True), (1_250.0, False), (300.0, True)):
+        budget = Budget(1_000, 10_000)
+        budget.start(0, 50_000.0, 1.0)
+        budget.update(7_000, size)
+        assert budget.has_landed(7_000) == landed
 
 
 def test_a_size_that_does_not_answer_is_not_pulled_at_ever_harder() -> None:

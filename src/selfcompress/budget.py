@@ -61,9 +61,14 @@ INTEGRAL, LEAST_URGENCY = 60.0, 0.25
 BELOW = 3.0
 """K_i is so many times as large below the target, as it takes longer to grow than to shrink; between target and path in
 proportion. Far above the target there is way to go still, and a γ that falls far is too low when it has to hold it."""
+NEAR = math.log(1.2)
+"""So many factors e the size is above its path at most for it to have landed with it; below it may be for good, where a
+cost is the tighter target."""
 STEEPEST = 0.5
-LOWEST, HIGHEST = 1e-6, 3.0
-"""Bounds of γ, in ratios of gradients. At the upper one the size pulls three times as hard as the loss did at the start
+LOWEST, HIGHEST = 0.03, 3.0
+"""Bounds of γ, in first ones and in ratios of gradients. At the lower one it does nothing any more, and were it lower
+still it would have too far to go when it is needed: where something else takes the size below its path for a time, such
+as the price of a cost. At the upper one the size pulls three times as hard as the loss did at the start
 (0.5 % of ResNet-9 asks for more than once): in a run that is too short for its target γ would rise on, unanswered,
 until nothing of the network is left."""
 
@@ -151,9 +156,14 @@ class Budget:
         """
         self.first_bytes, self.last_step = max(size_bytes, 1.0), step
         self.gradient_ratio = gradient_ratio
-        self.gamma = START * max(self.way, LEAST_WAY) * gradient_ratio
+        self.gamma = self.first_gamma
         self.error = math.log(size_bytes / self.path(step))
         return self.gamma
+
+    @property
+    def first_gamma(self) -> float:
+        """γ to set out with."""
+        return START * max(self.way, LEAST_WAY) * self.gradient_ratio
 
     @property
     def way(self) -> float:
@@ -173,8 +183,8 @@ class Budget:
         return latest if self.even else min(max(LANDS_AFTER * self.time_constant, earliest), latest)
 
     def has_landed(self, step: int) -> bool:
-        """Whether the path has come down by this step."""
-        return self.started and step >= self.lands * self.total_steps
+        """Whether the path has come down by this step, and the size with it."""
+        return self.started and step >= self.lands * self.total_steps and self.error <= NEAR
 
     def path(self, step: int) -> float:
         """The size planned for a step, in bytes."""
@@ -199,7 +209,7 @@ class Budget:
         proportional = min(max(times * self.time_constant, least), most)
         change = proportional * (error - self.error) + integral * error * passed
         gamma = self.gamma * math.exp(min(change, self.steepest))
-        self.gamma = min(max(gamma, LOWEST * self.gradient_ratio), HIGHEST * self.gradient_ratio)
+        self.gamma = min(max(gamma, LOWEST * self.first_gamma), HIGHEST * self.gradient_ratio)
         self.error, self.last_step = error, step
         return self.gamma
 

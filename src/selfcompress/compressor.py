@@ -372,7 +372,7 @@ class SelfCompressor:
 
     @property
     def landed(self) -> bool:
-        """Whether the planned path of the size has come down to its target, so that formats may `settle`.
+        """Whether the path of the size has come down to its target, and the size with it: then formats may `settle`.
 
         True without such a target. Targets of costs do not matter: what they take away are channels, as they stand.
         """
