@@ -147,8 +147,8 @@ def _read_head(header: HeaderReader) -> _Head | None:
     context = None
     if flags >> 4:
         pitch = header.uint("pitch", field=Field.PITCH)
-        bases = [header.sint("context", 64, Field.CONTEXT) for _ in range(5)]
-        context = Context(pitch, (bases[0], bases[1]), (bases[2], bases[3]), bases[4])
+        numbers = [header.sint("context", 64, Field.CONTEXT) for _ in range(5)]
+        context = Context(pitch, (numbers[0], numbers[1]), (numbers[2], numbers[3]), numbers[4])
     ranges: list[tuple[int, int] | None] = []
     for i in range(4):
         low = header.sint("range", 64, Field.LOWEST) if flags >> i & 1 else None

@@ -667,9 +667,8 @@ def _body(contents: Contents, version: int) -> bytes:
     for call in later.calls:
         call(stream)
     whole = MAGIC + bytes([version]) + (header.data if version == 1 else lengths.data) + raw + stream.finish()
-    return (
-        _body(contents, 1) if version > 1 and len(header.data) > most_header_bytes(len(whole) + 4, version) else whole
-    )
+    too_long = version > 1 and len(header.data) > most_header_bytes(len(whole) + 4, version)
+    return _body(contents, 1) if too_long else whole
 
 
 def _check_writable(record: Record) -> None:
