@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--anneal", type=float)
     parser.add_argument("--settle", type=float)
     parser.add_argument("--hold", type=float)
-    parser.add_argument("--teacher", help="folder of a float run to learn from, or `own`: see above")
+    parser.add_argument("--teacher", help="a run or file to learn from, or `own`: see above")
     parser.add_argument("--rewrite", action="store_true", help="write the files of finished runs anew, and score them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -217,7 +217,7 @@ def train_command(
         str | None,
         typer.Option(
             help="A trained network to learn from, beside the labels: weights of the same network (.pt, .pth, "
-            ".safetensors), or the folder of a float run of any network on the same data.",
+            ".safetensors), or the folder of a run, or a .scn file, of any network on the same data.",
             rich_help_panel=HOW,
         ),
     ] = None,

@@ -19,9 +19,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfcompress import SelfCompressor, load, scoring
+from selfcompress import SelfCompressor, load, save, scoring
 from selfcompress.container import Activation, read
-from selfcompress.errors import CheckpointError, DataError, FormatError, NonFiniteError, OutputError, UsageError
+from selfcompress.errors import (
+    CheckpointError,
+    DataError,
+    FormatError,
+    NonFiniteError,
+    OutputError,
+    SelfcompressError,
+    UsageError,
+)
 from selfcompress.recipes import training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.networks import build_network
@@ -382,6 +390,39 @@ def test_a_teacher_that_does_not_count_changes_nothing(finished: tuple[Path, tra
         training.train(recipe, tmp_path / "run", on_step=stop_at(3, 1, interrupt))
     training.train(recipe, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", training.FILE], ids=["folder", "file"])
+def test_a_compressed_network_of_another_kind_teaches_with_its_file_alone(tmp_path: Path, name: str) -> None:
+    """Nothing of its run is needed but the file, whose label says what it holds."""
+    training.train(replace(SMALL, width=60, gamma=0.01), tmp_path / "wide")
+    (tmp_path / "teacher").mkdir()
+    shutil.copy(tmp_path / "wide" / training.FILE, tmp_path / "teacher")
+    dataset = load_dataset("digits")
+    teacher = training.load_teacher(str(tmp_path / "teacher" / name), SMALL, dataset)
+    expected = load(tmp_path / "wide" / training.FILE, into=training.build_for(dataset, "lenet-300-100", 60))
+    (inputs,) = dataset.example_inputs(200)
+    assert torch.equal(teacher(inputs), expected(inputs))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    recipe = replace(SMALL, gamma=0.01, teacher=str(tmp_path / "teacher" / name), teacher_share=1.0)
+    training.train(recipe, tmp_path / "run")
+    student = load(tmp_path / "run" / training.FILE, into=network())
+    assert (student(inputs).argmax(1) == expected(inputs).argmax(1)).float().mean() > 0.8
+
+
+def test_a_compressed_teacher_that_cannot_teach_is_refused(tmp_path: Path) -> None:
+    model = network()
+    SelfCompressor(model, example_inputs=load_dataset("digits").example_inputs(), gamma=1.0)
+    for label, expected in (
+        ("mnist lenet-300-100:40", "expected a network trained on `digits`, found one trained on `mnist`\nhint: "),
+        ("my net", "found one trained on `my`\nhint: "),
+        ("", "expected `DATA NETWORK"),
+    ):
+        save(model, tmp_path / "net.scn", metadata=label)
+        with pytest.raises(SelfcompressError, match=expected):
+            training.train(replace(SMALL, teacher=str(tmp_path / "net.scn")), tmp_path / "run")
+    with pytest.raises(SelfcompressError, match=r"missing\.scn"):
+        training.train(replace(SMALL, teacher=str(tmp_path / "missing.scn")), tmp_path / "run")
 
 
 def test_a_teacher_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ class Recipe:
     """Trained weights to begin with: a `.pt`, `.pth` or `.safetensors` file, or the folder of a float run. None begins
     with random ones. A run that is resumed does not read it again."""
     teacher: str | None = None
-    """A trained network to learn from, as `start` names one; the folder of a float run may hold another network of the
-    same data set. It is read again when the run is resumed."""
+    """A trained network to learn from: weights as `start` names them, or a run's folder or a `.scn` file, which may be
+    of another network on the same data. It is read again when the run is resumed."""
     teacher_share: float = SHARE
     """Weight of the teacher's answers in the loss, against the labels', 0 … 1."""
     teacher_temperature: float = TEMPERATURE

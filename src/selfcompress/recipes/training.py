@@ -37,7 +37,7 @@ from ..container import write_file
 from ..costs import Latency, parse_targets
 from ..distilling import distillation_loss
 from ..errors import CheckpointError, DataError, NonFiniteError, OutputError, UsageError
-from ..packing import save
+from ..packing import inspect, load, save
 from ..replaying import ReplayedStep
 from ..reporting import EpochRecord, RunSummary
 from ..scoring import (
@@ -55,7 +55,7 @@ from ..scoring import (
 )
 from .datasets import Dataset, load_dataset
 from .networks import build_network
-from .recipe import Recipe
+from .recipe import Recipe, parse_label
 from .starting import FLOAT_FILE as FLOAT_FILE
 from .starting import load_weights
 
@@ -394,19 +394,27 @@ def check_origin(start: str, recipe: Recipe) -> None:
 
 
 def load_teacher(path: str, recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """The network to learn from, in eval mode and without gradients. That it is made changes no random number."""
-    network, width = recipe.network, recipe.width
-    if (Path(path) / CHECKPOINT).exists():
+    """The network to learn from, in eval mode and without gradients. That it is made changes no random number.
+
+    Weights of the recipe's network, the folder of a run, or a `.scn` file; the last two say of which network.
+    """
+    compressed = Path(path) / FILE if (Path(path) / FILE).exists() else Path(path)
+    is_file = compressed.suffix == Path(FILE).suffix
+    trained_on, network, width = recipe.dataset, recipe.network, recipe.width
+    if is_file:
+        trained_on, network, width = parse_label(inspect(compressed).metadata)
+    elif (Path(path) / CHECKPOINT).exists():
         found = read_recipe(path)
-        if found.dataset != recipe.dataset:
-            raise DataError(
-                f"`{path}`: expected a network trained on `{recipe.dataset}`, found one trained on `{found.dataset}`\n"
-                "hint: a teacher answers for the same classes: name a run of the same data set"
-            )
-        network, width = found.network, found.width
+        trained_on, network, width = found.dataset, found.network, found.width
+    if trained_on != recipe.dataset:
+        raise DataError(
+            f"`{path}`: expected a network trained on `{recipe.dataset}`, found one trained on `{trained_on}`\n"
+            "hint: a teacher answers for the same classes: name a run of the same data set"
+        )
     with torch.random.fork_rng(devices=[]):
         built = build_for(dataset, network, width)
-    return load_weights(path, into=built).eval().requires_grad_(False)
+    teacher = load(compressed, into=built) if is_file else load_weights(path, into=built)
+    return teacher.eval().requires_grad_(False)
 
 
 def _dial(recipe: Recipe, dataset: Dataset, float_bytes: int) -> dict[str, Any]:
