@@ -309,17 +309,15 @@ def _keys(rows: NDArray[Any], model: LevelModel, number: int, places: Ints) -> N
     columns = np.zeros(len(model.alive_columns), np.int64)
     if model.columns is not None:
         columns[model.alive_columns] = model.columns
-    inner = (columns[:, None] + model.taps[None, :]).reshape(-1)[places]
+    inner = (2 * (columns[:, None] + model.taps[None, :]).reshape(-1)[places] + model.offset).astype(np.int16)
     outer = np.zeros(len(rows), np.int64) if model.rows is None else model.rows
-    index = (2 * (outer[:, None] + inner[None, :]) + model.offset).astype(np.int16)
-    sign = np.zeros(1, np.int16)
+    index = (2 * outer).astype(np.int16)[:, None] + inner[None, :]  # narrow numbers: memory is what this waits for
+    sign = np.zeros(1, np.int8)
     if number:
         steps = distances(number, model.context.pitch)
-        signs = np.sign(rows).astype(np.int16)
-        index += (
-            model.context.bases[number - 1]
-            + model.context.slopes[number - 1] * (sum_of_neighbours(np.abs(signs), steps)[:, places])
-        )
+        signs = np.sign(rows).astype(np.int8)
+        living = sum_of_neighbours(np.abs(signs), steps)[:, places]
+        index += model.context.bases[number - 1] + model.context.slopes[number - 1] * living.astype(np.int16)
         sign = np.sign(sum_of_neighbours(signs, steps)[:, places])
     return np.asarray(3 * np.clip(index, 0, INDICES - 1) + 1 + sign, np.uint8).reshape(-1)
 
