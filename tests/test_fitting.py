@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfcompress.coder import Decoder, Encoder, LevelModel, levels_bits
+from selfcompress.coder import Decoder, Encoder, LevelModel, levels_bits, positive_share
 from selfcompress.container import Contents, LevelTensor, read, size_bits, write
 from selfcompress.fitting import count, find_pitch, fit, fit_levels, side_bits
 from selfcompress.rate import PriceTable, code_length
@@ -147,15 +147,15 @@ def test_dead_rows_and_columns_are_not_coded_and_do_not_move_the_lines() -> None
 def test_a_sign_costs_less_where_neighbours_agree_and_more_against_them() -> None:
     levels = blobs(40, 28, 28)
     rows = as_rows(levels)
-    table = PriceTable(fit_levels(rows), rows)
-    assert table.sign is not None
-    assert table.same < -0.5
-    assert table.opposite > 1
-    sign = table.sign.double()
-    agreed, against = table.first_of(sign), table.first_of(-sign)
-    assert bool((agreed <= against).all())
-    assert torch.allclose((against - agreed)[sign != 0], torch.tensor(table.opposite - table.same).double())
-    assert torch.equal(agreed[sign == 0], against[sign == 0])
+    model = fit_levels(rows)
+    table = PriceTable(model, rows)
+    assert model.context is not None
+    assert table.tilt is not None
+    share = positive_share(model.context.tilt) / 2**15
+    leans = -table.tilt.sign()
+    agreed, against = table.first_of(leans), table.first_of(-leans)
+    assert bool(leans.any())
+    assert torch.allclose(against - agreed, math.log2(share / (1 - share)) * leans.abs())
 
 
 def test_the_width_of_an_image_is_found_and_nothing_in_noise_that_counts() -> None:

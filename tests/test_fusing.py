@@ -21,26 +21,31 @@ def formats(rows: int) -> tuple[Tensor, Tensor]:
     return torch.linspace(0.5, 6, rows).requires_grad_(), torch.linspace(-6, -2, rows).mul(4).round().div(4)
 
 
-def results(shape: tuple[int, int], taps: int, *, compile: bool) -> list[Tensor]:
+def results(shape: tuple[int, int], taps: int, *, clips: bool = True, compile: bool) -> list[Tensor]:
     """Quantised weights, the price, and all gradients of both."""
     rows = (0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(shape[0]))).requires_grad_()
     bits, exponent = formats(shape[0])
+    if not clips:
+        bits = torch.full_like(bits, 12.0)
     exponent.requires_grad_()
     levels = to_levels(rows.detach(), bits.detach(), exponent.detach(), "symmetric")
     table = PriceTable(fit_levels(levels, taps, 3 if taps > 1 else None), levels, taps)
-    price = code_length(rows, bits, exponent, "symmetric", table, compile=compile)
-    quantised = quantize(rows, bits, exponent, compile=compile)
+    price = code_length(rows, bits, exponent, "symmetric", table, clips=clips, compile=compile)
+    quantised = quantize(rows, bits, exponent, clips=clips, compile=compile)
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    gradients = torch.autograd.grad((quantised * weights).sum() + 0.01 * price, (rows, bits, exponent))
+    learned = (rows, bits, exponent) if clips else (rows, exponent)
+    gradients = torch.autograd.grad((quantised * weights).sum() + 0.01 * price, learned)
     return [quantised.detach(), price.detach(), *gradients]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_kernels_compute_the_same_and_serve_for_all_shapes() -> None:
+@pytest.mark.parametrize("clips", [True, False])
+def test_compiled_kernels_compute_the_same_and_serve_for_all_shapes(clips: bool) -> None:
+    torch.compiler.reset()
     counters.clear()
     made = []
     for shape, taps in (((40, 90), 9), ((33, 72), 9), ((10, 64), 1), ((17, 130), 1), ((64, 576), 9), ((5, 27), 9)):
-        plain, compiled = (results(shape, taps, compile=compile) for compile in (False, True))
+        plain, compiled = (results(shape, taps, clips=clips, compile=compile) for compile in (False, True))
         for expected, found in zip(plain, compiled, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         made.append(counters["stats"]["unique_graphs"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from selfcompress.coder import DECAYS, Decoder, Encoder, LevelModel, frequencies, size_frequencies
 from selfcompress.container import Contents, LevelTensor, size_bits, write
 from selfcompress.errors import UsageError
-from selfcompress.fitting import Marginals, count, fit, side_bits
+from selfcompress.fitting import Marginals, count, fit, fit_levels, side_bits
 from selfcompress.quantizer import GRIDS, Grid, quantize, to_levels
 from selfcompress.rate import PriceTable, bit_depth, code_length, coupled_bit_depth
 
@@ -207,6 +207,39 @@ def test_the_gradient_is_the_documented_slope_one_weight_at_a_time() -> None:
                 expected_exponent[i] -= LN2 * slope * abs(u)
     assert for_bits.numpy() == pytest.approx(expected_bits)
     assert for_exponent.numpy() == pytest.approx(expected_exponent)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_where_nothing_is_clipped_it_need_not_be_looked_for(grid: Grid) -> None:
+    """Levels, price and gradients of a wide range are the same, but that bits learn nothing."""
+    rows, _, exponent, _ = some_rows(grid)
+    smooth = rows.repeat_interleave(3, 1) + 1  # signs of neighbours agree, so that the model looks at them
+    bits = torch.full((6,), 12.0, dtype=torch.float64)
+    levels = to_levels(smooth, bits, exponent, grid)
+    table = PriceTable(fit_levels(levels, 2, 6), levels, 2)
+    assert table.tilt is not None
+    found = [t.clone().requires_grad_() for t in (smooth, bits, exponent)]
+    weights = torch.from_numpy(np.random.default_rng(6).normal(size=smooth.shape))
+    values, gradients = [], []
+    for clips in (True, False):
+        price, output = code_length(*found, grid, table, clips=clips), quantize(*found, grid, clips=clips)
+        values.append((price.detach(), output.detach()))
+        gradients.append([torch.autograd.grad(x, found, allow_unused=True) for x in (price, (output * weights).sum())])
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
+    for looked, unlooked in zip(*gradients, strict=True):
+        assert torch.equal(looked[0], unlooked[0])
+        assert torch.allclose(looked[2], unlooked[2], rtol=1e-12)
+        assert not looked[1].any()
+        assert unlooked[1] is None
+
+
+def test_what_lies_outside_all_the_same_is_clipped() -> None:
+    rows = torch.tensor([[1e6, -1e6, 3.2]], requires_grad=True)
+    output = quantize(rows, torch.tensor([15.999]), torch.zeros(1), clips=False)
+    assert output.tolist() == [[32745, -32745, 3]]
+    output.sum().backward()  # type: ignore[no-untyped-call]
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[1, 1, 1]]
 
 
 def test_a_weight_at_zero_feels_no_pull_and_one_at_the_threshold_the_full_one() -> None:

@@ -41,7 +41,7 @@ class Rerun:
         places += [module.training for module in model.modules()]
         places += [group["weight_decay"] for optimizer in optimizers for group in optimizer.param_groups]
         if self.step.compressor is not None:
-            places += [id(table.zero) for table in self.step.compressor._tables.values()]
+            places += [id(table.first) for table in self.step.compressor._tables.values()]
             places += list(self.step.compressor.prices.values())
         return places
 

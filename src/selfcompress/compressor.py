@@ -706,9 +706,9 @@ class SelfCompressor:
         for c in self.compressed:
             q = c.quantizer
             table = self._tables[c.name]
-            total = total + code_length(
-                c.rows(), q.bits, q.used_exponent(), q.grid, table, compile=self._compile and torch.is_grad_enabled()
-            )
+            compile = self._compile and torch.is_grad_enabled()
+            formats = q.bits, q.used_exponent(), q.grid
+            total = total + code_length(c.rows(), *formats, table, clips=q.clips, compile=compile)
         return total
 
     def _plan(self, size: int, total_steps: int, attach: Callable[[nn.Module], object]) -> Budget:
@@ -946,6 +946,7 @@ def _learn_step_alone(quantizer: ChannelQuantizer, most: float) -> None:
     """
     quantizer.bits.data.fill_(most)
     quantizer.bits.requires_grad_(False)
+    quantizer.clips = most < FILE_BITS
 
 
 def _checked_gamma(value: float) -> float:

@@ -42,12 +42,11 @@ class PriceTable:
 
     Attributes:
         levels: those that the model was fitted to, as integers, where it looks at neighbours; else None.
-        zero: (rows, columns · taps) bits of a zero level; 0 in dead rows and columns, which are named by a mask.
-        first: (rows, columns · taps) bits that a level of ±1 costs more than a zero, if both signs are alike.
-        sign: (rows, columns · taps) the sign that neighbours make likely, or 0; None where no model looks at them.
-        same, opposite: bits that a level of this sign, or of the other, costs more than `first`.
+        zero: () bits of a matrix of zeros. Dead rows and columns are named by a mask and cost nothing.
+        first: (rows, columns · taps) bits that a level of ±1 costs more than a zero, in the mean of both signs.
+        tilt: (rows, columns · taps) bits that a positive one costs more than this mean, and a negative one less, as
+            neighbours have it; None where no model looks at them.
         further: (rows, 1) bits of each further level.
-        numbers: (2,) mean and half the difference of `same` and `opposite`.
     """
 
     def __init__(self, model: LevelModel, levels: Tensor, taps: int = 1) -> None:
@@ -63,14 +62,11 @@ class PriceTable:
         octaves = columns[:, None] + on_device(model.taps.astype(np.int16))[None, :]
         index = (2 * rows + model.offset)[:, None] + 2 * octaves.flatten()[None, :]
         self.levels: Tensor | None = None
-        self.sign: Tensor | None = None
-        self.same = self.opposite = 0.0
+        likely: Tensor | None = None
         if model.context is not None:
             self.levels = levels.to(torch.int8 if model.top < 128 else torch.int16)
-            kind, self.sign = surroundings(self.levels, model.context.pitch)
+            kind, likely = surroundings(self.levels, model.context.pitch)
             index += torch.from_numpy(shifts(model.context).astype(np.int32)).to(device)[kind.int()]
-            share = positive_share(model.context.tilt) / 2**15
-            self.same, self.opposite = -float(np.log2(2 * share)), -float(np.log2(2 - 2 * share))
         index.clamp_(0, INDICES - 1)
         alive_rows, alive_columns = (torch.from_numpy(m).to(device) for m in (model.alive_rows, model.alive_columns))
         coded = alive_rows[:, None] & alive_columns.repeat_interleave(taps)[None, :]
@@ -82,26 +78,27 @@ class PriceTable:
             if model.decays is None
             else on_device(_filled(model.decays, model.alive_rows))
         )
-        self.zero = zero[index].mul_(coded)
+        self.zero = zero[index].mul_(coded).sum()
         of_rows = decays - DECAYS[0]
         self.further = torch.as_tensor(further, dtype=levels.dtype, device=device)[of_rows][:, None]
         self.first = first[index].add_(
             torch.as_tensor(size_of_one, dtype=levels.dtype, device=device)[of_rows][:, None]
         )
-        numbers = [(self.same + self.opposite) / 2, (self.same - self.opposite) / 2]
-        self.numbers = torch.tensor(numbers, dtype=levels.dtype, device=device)
+        self.tilt: Tensor | None = None
+        if model.context is not None and likely is not None:
+            share = positive_share(model.context.tilt) / 2**15
+            same, opposite = -float(np.log2(2 * share)), -float(np.log2(2 - 2 * share))
+            likely = likely.to(levels.dtype)
+            self.first += likely.square() * ((same + opposite) / 2)
+            self.tilt = likely * ((same - opposite) / 2)
 
     def first_of(self, sign: Tensor) -> Tensor:
         """(rows, columns · taps) bits that a level of ±1 with this sign costs more than a zero."""
-        return _first_of(sign, self.first, self.sign, self.numbers)
+        return _first_of(sign, self.first, self.tilt)
 
 
-def _first_of(sign: Tensor, first: Tensor, likely: Tensor | None, numbers: Tensor) -> Tensor:
-    if likely is None:
-        return first
-    mean, half = numbers.unbind()
-    agreement = sign * likely
-    return first + mean * agreement.square() + half * agreement
+def _first_of(sign: Tensor, first: Tensor, tilt: Tensor | None) -> Tensor:
+    return first if tilt is None else torch.addcmul(first, sign, tilt)
 
 
 def _price(
@@ -111,34 +108,38 @@ def _price(
     grid: Grid,
     zero: Tensor,
     first: Tensor,
-    likely: Tensor | None,
-    numbers: Tensor,
+    tilt: Tensor | None,
     further: Tensor,
+    clips: bool,
     gradients: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Price of a matrix, and, if asked for, its gradients with respect to rows, bits and exponent."""
-    step = torch.exp2(exponent)[:, None]
-    scaled = rows / step
-    low, high = limits(bits, grid)
-    clipped = torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None])
-    size = clipped.abs()
+    # Numbers in place of conditions: on a CPU `where` and comparisons take ten times as long as a product.
+    scale = torch.exp2(-exponent)[:, None]
+    scaled = real = rows * scale
+    if clips:
+        low, high = limits(bits, grid)
+        real = torch.minimum(torch.maximum(scaled, low[:, None]), high[:, None])
+    size, sign = real.abs(), real.sign()
     level = size.round()
-    sign = scaled.sign()
-    first = _first_of(sign, first, likely, numbers)
-    total = zero.sum() + torch.where(level > 0, first + (level - 1) * further, 0.0).sum()
+    lives = level.clamp(max=1)
+    first = _first_of(sign, first, tilt)
+    total = zero + (lives * first).sum() + (level.sub_(lives).sum(1) * further[:, 0]).sum()
     if not gradients:
         return total, None, None, None
     # The slope of the price in the real level, away from zero; 2|u|·first below one level, see the module.
     # Where nearly all weights live, a zero is the rarest and dearest level: a network of ±1 would never leave
     # that state, so the gradient takes the price for unimodal. (A further level that hardly any weight has is dear for
     # another reason, and says nothing about the first.)
-    pull = torch.maximum(first, further.clamp(max=_DEAREST))
-    slope = torch.where(size < 1, 2 * size * pull, further).mul_(sign)
-    outside = scaled != clipped
-    edge = dot_rows(slope.abs(), outside.to(slope.dtype))
-    slope = slope.masked_fill_(outside, 0.0)
+    below_one = torch.maximum(first, further.clamp(max=_DEAREST)).mul_(size).mul_(2)
+    slope = torch.lerp(below_one, further, size.floor_().clamp_(max=1)).mul_(sign)
+    for_bits = None
+    if clips:
+        outside = scaled != real
+        for_bits = dot_rows(slope.abs(), outside.to(slope.dtype)).mul_(torch.exp2(bits - 1) * LN2)
+        slope.masked_fill_(outside, 0.0)
     for_exponent = dot_rows(slope, scaled).mul_(-LN2)
-    return total, slope.div_(step), edge.mul_(torch.exp2(bits - 1) * LN2), for_exponent
+    return total, slope.mul_(scale), for_bits, for_exponent
 
 
 class _CodeLength(torch.autograd.Function):
@@ -146,7 +147,14 @@ class _CodeLength(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable, compile: bool
+        ctx: Any,
+        rows: Tensor,
+        bits: Tensor,
+        exponent: Tensor,
+        grid: Grid,
+        table: PriceTable,
+        clips: bool,
+        compile: bool,
     ) -> Tensor:
         total, *gradients = fused(_price, compile=compile)(
             rows,
@@ -155,23 +163,31 @@ class _CodeLength(torch.autograd.Function):
             grid,
             table.zero,
             table.first,
-            table.sign,
-            table.numbers,
+            table.tilt,
             table.further,
+            clips,
             any(ctx.needs_input_grad),
         )
         ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None, None, None, None]:
         (grad,) = grads
         for_rows, for_bits, for_exponent = ctx.saved_tensors
-        return for_rows * grad, for_bits * grad, for_exponent * grad, None, None, None
+        of_bits = None if for_bits is None else for_bits * grad
+        return for_rows * grad, of_bits, for_exponent * grad, None, None, None, None
 
 
 def code_length(
-    rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, table: PriceTable, *, compile: bool = False
+    rows: Tensor,
+    bits: Tensor,
+    exponent: Tensor,
+    grid: Grid,
+    table: PriceTable,
+    *,
+    clips: bool = True,
+    compile: bool = False,
 ) -> Tensor:
     """Bits of the code of a weight matrix at its current levels, differentiable in all three tensors.
 
@@ -181,12 +197,13 @@ def code_length(
         exponent: (C,) base-2 logarithms of the steps, as used by the network.
         grid: grid of the levels.
         table: prices from a model that was fitted to levels of this matrix, perhaps some steps ago.
+        clips: whether weights may lie outside of the range; if not, `bits` has no gradient, as in `quantize`.
         compile: compute with kernels made by `torch.compile`.
 
     Returns:
         Scalar, in bits. The weights' own code only: for what describes the model see `side_bits`.
     """
-    return cast(Tensor, _CodeLength.apply(rows, bits, exponent, grid, table, compile))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _CodeLength.apply(rows, bits, exponent, grid, table, clips, compile))  # type: ignore[no-untyped-call]
 
 
 def bit_depth(bits: Tensor, living_inputs: Tensor | float) -> Tensor:
