@@ -1281,7 +1281,7 @@ END_TO_END: dict[str, tuple[Callable[[], nn.Module], Rate, float, int, float, fl
     "mlp, bit depth": (
         lambda: nn.Sequential(nn.Flatten(), *mlp(96, inputs=64, outputs=10)), "bit-depth", 0.3, 8, 2e-2, 15,
     ),
-    "conv net": (SmallConvNet, "code-length", 3.0, 4, 2e-2, 20),  # norms are rounded
+    "conv net": (SmallConvNet, "code-length", 2.0, 5, 2e-2, 20),  # norms are rounded
 }  # fmt: skip
 
 
