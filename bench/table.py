@@ -65,7 +65,14 @@ OURS = {
 }
 PICTURE = "docs/fronts.svg"
 PANELS_IN_A_LINE = 3
-SETTINGS = {"gamma": "γ = ", "epochs": "epochs ", "settle": "settle ", "hold": "hold "}
+SETTINGS = {
+    "gamma": "γ = ",
+    "epochs": "epochs ",
+    "settle": "settle ",
+    "hold": "hold ",
+    "batch_size": "batches of ",
+    "lr": "rate ",
+}
 """What a setting in the name of a row is called in the table."""
 OF_RIVALS = {"diffq": "penalty", "hgq": "penalty", "prune-4bit": "cut"}
 """What a number in the name of a rival's row is."""
@@ -186,11 +193,11 @@ def trainings() -> str:
         "optimizer but for the published method, which has Adam as published. MACs: multiply-accumulates for one\n"
         "image, or for 128 characters. Loss said: bytes that the loss charged for at the end, over those of the file;\n"
         "above 100 % where the file was written anew since, with a shorter header. Teacher: the float network of that\n"
-        "task and schedule. The GPT's row at a fixed γ is by code from before steps learned alone; in those of\n"
-        "ResNet-9 formats learn to the end, but where all is as in `train`; the GPT's target and those of full size\n"
-        "are by the path as it was before it landed early (docs/log.md); files of full size have their norms in half\n"
-        "precision; the published method's rows of MNIST, and the GPT's at a fixed γ, are in files of version 2, some\n"
-        "30 and 300 bytes longer than those of today.\n"
+        "task and schedule; of ResNet-20 the file of ResNet-9 at 0.5 %. The GPT's row at a fixed γ is by code from\n"
+        "before steps learned alone; in those of ResNet-9 formats learn to the end, but where all is as in `train`;\n"
+        "the GPT's target and those of full size are by the path as it was before it landed early (docs/log.md);\n"
+        "files of full size have their norms in half precision; the published method's rows of MNIST, and the GPT's\n"
+        "at a fixed γ, are in files of version 2, some 30 and 300 bytes longer than those of today.\n"
         "A record names the source that made it.\n"
         "Commands, all seeds and versions: `bench/train.py`, `bench/rivals.py`, `bench/records/`.\n"
     )
