@@ -155,7 +155,9 @@ def test_a_sign_costs_less_where_neighbours_agree_and_more_against_them() -> Non
     leans = -table.tilt.sign()
     agreed, against = table.first_of(leans), table.first_of(-leans)
     assert bool(leans.any())
-    assert torch.allclose(against - agreed, math.log2(share / (1 - share)) * leans.abs())
+    gap = math.log2(share / (1 - share))
+    assert gap > 1.5
+    assert torch.allclose(against - agreed, gap * leans.abs())
 
 
 def test_the_width_of_an_image_is_found_and_nothing_in_noise_that_counts() -> None:
