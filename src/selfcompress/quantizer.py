@@ -139,8 +139,8 @@ def quantize(
         bits: (C,) bit depths, >= 0.
         exponent: (C,) base-2 logarithms of the step between two levels.
         grid: `"eq1"` or `"symmetric"`.
-        clips: whether weights may lie outside of the range. If not, the gradient does not look, which takes a fifth of
-            the time, and `bits` has none; what lies outside all the same is clipped.
+        clips: whether weights may lie outside of the range. If not, the gradient does not look, which takes less
+            time, and `bits` has none; what lies outside all the same is clipped.
         compile: compute with kernels made by `torch.compile`.
 
     Returns:
