@@ -19,15 +19,8 @@ from harness import LENET, MLP, RESNET, finish, keep_entry, read_entries, result
 from selfcompress import SelfCompressor
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe, default_recipe
-from selfcompress.recipes.training import (
-    CHECKPOINT,
-    EVALUATION_BATCH,
-    FLOAT_FILE,
-    build_for,
-    find_device,
-    train,
-    train_float,
-)
+from selfcompress.recipes.run_folder import CHECKPOINT, FLOAT_FILE
+from selfcompress.recipes.training import EVALUATION_BATCH, build_for, find_device, train, train_float
 from selfcompress.scoring import load_float, score_model
 from targets import command_of, grouped, parser_of, recipes_of
 

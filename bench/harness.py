@@ -22,7 +22,8 @@ from selfcompress.container import LevelTensor, read, read_file, write, write_fi
 from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe, default_recipe
-from selfcompress.recipes.training import EVALUATION_BATCH, FILE, RESULT, build_for
+from selfcompress.recipes.run_folder import FILE, RESULT
+from selfcompress.recipes.training import EVALUATION_BATCH, build_for
 from selfcompress.scoring import describe_machine, describe_versions, file_bytes, score_file
 
 MLP = replace(default_recipe("mnist", "lenet-300-100"), epochs=40)

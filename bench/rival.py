@@ -23,14 +23,8 @@ from selfcompress.errors import UsageError
 from selfcompress.fitting import fit_levels
 from selfcompress.recipes.datasets import Dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import (
-    EVALUATION_BATCH,
-    FILE,
-    FLOAT_FILE,
-    FORMAT_LR,
-    build_for,
-    make_optimizers,
-)
+from selfcompress.recipes.run_folder import FILE, FLOAT_FILE
+from selfcompress.recipes.training import EVALUATION_BATCH, FORMAT_LR, build_for, make_optimizers
 from selfcompress.scoring import Batch, count_living, load_float, save_float
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rival import Rival, Task, level_file, level_record, levels_of, needed, records_of, squeezed, unsqueezed
 from selfcompress.container import Number, RawTensor, Record
 from selfcompress.errors import UsageError
-from selfcompress.recipes.training import FILE
+from selfcompress.recipes.run_folder import FILE
 
 DIFFQ_GROUP = 8
 BITS_LR = 1e-3

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from rival import Rival, Task, level_file, level_record, levels_of, needed, records_of, squeezed, unsqueezed
 from selfcompress.container import RawTensor, Record
 from selfcompress.errors import UsageError
-from selfcompress.recipes.training import FILE
+from selfcompress.recipes.run_folder import FILE
 from selfcompress.scoring import count_living
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # read when Keras is imported

@@ -48,15 +48,8 @@ from selfcompress.container import write_file
 from selfcompress.errors import CheckpointError, NonFiniteError
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import (
-    CHECKPOINT,
-    RESULT,
-    Result,
-    groups_of,
-    load_teacher,
-    settle_norms,
-    task_loss,
-)
+from selfcompress.recipes.run_folder import CHECKPOINT, RESULT
+from selfcompress.recipes.training import Result, groups_of, load_teacher, settle_norms, task_loss
 from selfcompress.reporting import EpochRecord, RunSummary
 from selfcompress.scoring import (
     Stopwatch,

@@ -22,7 +22,8 @@ from typing import Any
 
 from harness import LENET, MLP, RECORDS, RESNET, finish, keep_entry, read_entries, results, show_spread
 from selfcompress.recipes.recipe import Recipe, default_recipe
-from selfcompress.recipes.training import CHECKPOINT, train
+from selfcompress.recipes.run_folder import CHECKPOINT
+from selfcompress.recipes.training import train
 
 TASKS: dict[str, Recipe] = {
     "lenet-300-100": replace(MLP, epochs=10),

@@ -21,17 +21,9 @@ from typing import Any
 from harness import finish, keep_entry, read_entries, results, show_spread
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
+from selfcompress.recipes.run_folder import CHECKPOINT, FILE, FLOAT_FILE, METRICS, RESULT
 from selfcompress.recipes.tolerance import HELD_OUT, SEARCH, TRUNK, Found, branch_epochs, find_smallest
-from selfcompress.recipes.training import (
-    CHECKPOINT,
-    EVALUATION_BATCH,
-    FILE,
-    FLOAT_FILE,
-    METRICS,
-    RESULT,
-    build_for,
-    train_float,
-)
+from selfcompress.recipes.training import EVALUATION_BATCH, build_for, train_float
 from selfcompress.scoring import load_float, score_model
 from targets import TASKS, command_of, grouped, parser_of, recipes_of
 

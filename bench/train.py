@@ -52,7 +52,8 @@ from selfcompress.costs import Macs, read_cost
 from selfcompress.packing import load
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe, default_recipe
-from selfcompress.recipes.training import CHECKPOINT, FILE, RESULT, build_for, train, train_float
+from selfcompress.recipes.run_folder import CHECKPOINT, FILE, RESULT
+from selfcompress.recipes.training import build_for, train, train_float
 
 TEXT = replace(default_recipe("text"), epochs=8)
 PUBLISHED: dict[str, Any] = {"rate": "bit-depth", "weight_decay": 5e-4}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 import selfcompress as sc
-from selfcompress.recipes import training
+from selfcompress.recipes import run_folder, training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.networks import build_network
 from selfcompress.recipes.recipe import Recipe, default_recipe
@@ -111,7 +111,7 @@ def test_a_run_gives_a_file_that_scores_the_same_on_the_cpu(options: dict[str, A
     recipe = replace(SMALL, **options)
     result = training.train(recipe, tmp_path, graph=True)
     assert abs(result.score.correct - result.trained_score.correct) <= 1  # norms are written in half precision
-    model = sc.load(tmp_path / training.FILE)
+    model = sc.load(tmp_path / run_folder.FILE)
     dataset = load_dataset("digits")
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in dataset.test_batches(100))
@@ -215,7 +215,7 @@ def test_a_text_is_read_there(tmp_path: Path) -> None:
     )
     result = training.train(recipe, tmp_path / "run")
     assert result.score.total > 0
-    assert sc.load(tmp_path / "run" / training.FILE, into=build_for_text(recipe)) is not None
+    assert sc.load(tmp_path / "run" / run_folder.FILE, into=build_for_text(recipe)) is not None
 
 
 def build_for_text(recipe: Recipe) -> nn.Module:

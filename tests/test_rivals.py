@@ -17,7 +17,8 @@ from selfcompress.container import LevelTensor, read, read_file
 from selfcompress.errors import CheckpointError, UsageError
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
-from selfcompress.recipes.training import CHECKPOINT, EVALUATION_BATCH, settle_norms, train_float
+from selfcompress.recipes.run_folder import CHECKPOINT
+from selfcompress.recipes.training import EVALUATION_BATCH, settle_norms, train_float
 from selfcompress.scoring import score_model
 
 BENCH = str(Path(__file__).parent.parent / "bench")

@@ -45,12 +45,11 @@ from .packing import load
 from .recipes.datasets import DATASETS, SAMPLES, Dataset, load_dataset
 from .recipes.networks import NETWORKS, build_network
 from .recipes.recipe import HOLD, SETTLE, Recipe, default_recipe, parse_label
+from .recipes.run_folder import CHECKPOINT, FILE
 from .recipes.sweeping import hand_over, parse_condition, pick, sweep
 from .recipes.tolerance import find_smallest, read_search
 from .recipes.training import (
-    CHECKPOINT,
     EVALUATION_BATCH,
-    FILE,
     Interrupted,
     OnEpoch,
     OnPart,

@@ -16,7 +16,7 @@ import pytest
 
 from selfcompress import scoring
 from selfcompress.errors import CheckpointError, NonFiniteError, OutputError, UsageError
-from selfcompress.recipes import sweeping, training
+from selfcompress.recipes import run_folder, sweeping, training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.reporting import Point, pareto_front
@@ -108,15 +108,15 @@ def test_two_processes_share_a_study_and_no_run_is_made_twice(tmp_path: Path) ->
 
 def test_a_run_whose_process_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     process = worker(tmp_path, 1, epochs=400)
-    checkpoint = tmp_path / "run-000" / training.CHECKPOINT
+    checkpoint = tmp_path / "run-000" / run_folder.CHECKPOINT
     deadline = time.monotonic() + 120
-    while not (checkpoint.exists() and len(training.read_checkpoint(checkpoint)["records"]) >= 2):
+    while not (checkpoint.exists() and len(run_folder.read_checkpoint(checkpoint)["records"]) >= 2):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = len(training.read_checkpoint(checkpoint)["records"])
+    done = len(run_folder.read_checkpoint(checkpoint)["records"])
 
     seen: list[int] = []
 

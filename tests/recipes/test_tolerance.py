@@ -15,7 +15,7 @@ from selfcompress import scoring
 from selfcompress.budget import Budget
 from selfcompress.container import read, write
 from selfcompress.errors import CheckpointError, DataError, UsageError
-from selfcompress.recipes import tolerance, training
+from selfcompress.recipes import run_folder, tolerance, training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.recipe import Recipe
 from selfcompress.recipes.starting import load_weights
@@ -87,7 +87,7 @@ def test_a_branch_ends_at_the_size_of_its_state_or_at_one_before_the_next(
 
 
 def test_the_trunk_falls_by_the_same_factor_in_each_step(finished: tuple[Path, tolerance.Found]) -> None:
-    state = training.read_checkpoint(finished[0] / "trunk" / "checkpoint.pt")["compressor"]
+    state = run_folder.read_checkpoint(finished[0] / "trunk" / "checkpoint.pt")["compressor"]
     budget = Budget(**state["budget"])
     budget.total_steps = 10_000  # a run of that many steps would not fall so, else
     sizes = [budget.path(step) for step in range(0, 5_000, 500)]

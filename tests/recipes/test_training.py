@@ -30,7 +30,7 @@ from selfcompress.errors import (
     SelfcompressError,
     UsageError,
 )
-from selfcompress.recipes import training
+from selfcompress.recipes import run_folder, training
 from selfcompress.recipes.datasets import load_dataset
 from selfcompress.recipes.networks import build_network
 from selfcompress.recipes.recipe import DEFAULT_NETWORKS, Recipe, default_recipe, parse_label
@@ -42,7 +42,7 @@ FIRST = replace(SMALL, epochs=1, batch_size=128)
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / training.METRICS).read_text().splitlines()
+    lines = (folder / run_folder.METRICS).read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
 
@@ -77,14 +77,14 @@ def test_a_stopped_run_goes_on_bit_for_bit_also_after_channels_were_cut(
     assert (caught.value.epoch, caught.value.out_dir) == (3, tmp_path)
     before = records_of(tmp_path)
     assert before[-1]["channels_alive"] < before[-1]["channels_total"], "this test wants a cut before the stop"
-    assert not (tmp_path / training.FILE).exists()
+    assert not (tmp_path / run_folder.FILE).exists()
 
     torch.manual_seed(999)  # nothing may depend on where the generator stands in the new process
     seen: list[int] = []
     result = training.train(SMALL, tmp_path, resume=True, on_epoch=lambda record: seen.append(record.epoch))
     assert seen == [1, 2, 3, 4]
     assert records_of(tmp_path) == records_of(finished[0])
-    assert (tmp_path / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
+    assert (tmp_path / run_folder.FILE).read_bytes() == (finished[0] / run_folder.FILE).read_bytes()
     assert result.score == finished[1].score
 
 
@@ -95,7 +95,7 @@ def test_a_float_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         training.train_float(recipe, tmp_path / "parts", on_step=stop_at(2, 3, interrupt))
     training.train_float(recipe, tmp_path / "parts", resume=True)
     assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
-    files = [(tmp_path / name / training.FLOAT_FILE).read_bytes() for name in ("parts", "whole")]
+    files = [(tmp_path / name / run_folder.FLOAT_FILE).read_bytes() for name in ("parts", "whole")]
     assert files[0] == files[1]
 
 
@@ -112,7 +112,7 @@ def test_beside_sgd_formats_have_an_adam_and_both_go_on_bit_for_bit(tmp_path: Pa
     training.train(recipe, tmp_path / "whole")
     with pytest.raises(training.Interrupted):
         training.train(recipe, tmp_path / "parts", on_step=stop_at(2, 3, interrupt))
-    of_network, of_formats = training.read_checkpoint(tmp_path / "parts" / training.CHECKPOINT)["optimizers"]
+    of_network, of_formats = run_folder.read_checkpoint(tmp_path / "parts" / run_folder.CHECKPOINT)["optimizers"]
     assert all(set(state) == {"momentum_buffer"} for state in of_network["state"].values())
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in of_network["param_groups"])
     assert [group["weight_decay"] for group in of_network["param_groups"]] == [5e-4, 0.0]
@@ -120,7 +120,7 @@ def test_beside_sgd_formats_have_an_adam_and_both_go_on_bit_for_bit(tmp_path: Pa
     assert len(of_formats["state"]) == 6  # exponents of the weights and of the biases of three layers
     training.train(recipe, tmp_path / "parts", resume=True)
     assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
-    files = [(tmp_path / name / training.FILE).read_bytes() for name in ("parts", "whole")]
+    files = [(tmp_path / name / run_folder.FILE).read_bytes() for name in ("parts", "whole")]
     assert files[0] == files[1]
 
 
@@ -131,7 +131,7 @@ def test_a_run_with_rounded_activations_goes_on_bit_for_bit(tmp_path: Path) -> N
         training.train(recipe, tmp_path / "parts", on_step=stop_at(2, 3, interrupt))
     training.train(recipe, tmp_path / "parts", resume=True)
     assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
-    files = [(tmp_path / name / training.FILE).read_bytes() for name in ("parts", "whole")]
+    files = [(tmp_path / name / run_folder.FILE).read_bytes() for name in ("parts", "whole")]
     assert files[0] == files[1]
     assert [r.name for r in read(files[0]).records if isinstance(r, Activation)] == ["fc1..in", "fc2..in", "fc3..in"]
     # without norms nothing of the network changes on its way through the file
@@ -142,23 +142,23 @@ def test_a_run_with_rounded_activations_goes_on_bit_for_bit(tmp_path: Path) -> N
 
 def test_a_run_of_a_version_without_an_option_has_its_default(tmp_path: Path) -> None:
     training.train(FIRST, tmp_path)
-    checkpoint = training.read_checkpoint(tmp_path / training.CHECKPOINT)
+    checkpoint = run_folder.read_checkpoint(tmp_path / run_folder.CHECKPOINT)
     del checkpoint["recipe"]["activation_bits"], checkpoint["recipe"]["activation_gamma"]
-    training.write_checkpoint(tmp_path / training.CHECKPOINT, checkpoint)
+    run_folder.write_checkpoint(tmp_path / run_folder.CHECKPOINT, checkpoint)
     training.train(FIRST, tmp_path, resume=True)
 
 
 def test_resuming_a_finished_run_writes_the_same_file_again(tmp_path: Path) -> None:
     training.train(FIRST, tmp_path)
-    before = (tmp_path / training.FILE).read_bytes()
+    before = (tmp_path / run_folder.FILE).read_bytes()
     training.train(FIRST, tmp_path, resume=True)
-    assert (tmp_path / training.FILE).read_bytes() == before
+    assert (tmp_path / run_folder.FILE).read_bytes() == before
     assert len(records_of(tmp_path)) == 1
 
 
 def test_metrics_that_ran_ahead_of_the_checkpoint_are_put_right(tmp_path: Path) -> None:
     training.train(FIRST, tmp_path)
-    with open(tmp_path / training.METRICS, "a") as file:
+    with open(tmp_path / run_folder.METRICS, "a") as file:
         file.write('{"epoch": 2, "trai')  # a line that a crash cut off
     training.train(FIRST, tmp_path, resume=True)
     assert [record["epoch"] for record in records_of(tmp_path)] == [1]
@@ -166,7 +166,7 @@ def test_metrics_that_ran_ahead_of_the_checkpoint_are_put_right(tmp_path: Path) 
 
 def test_the_result_is_that_of_the_file(finished: tuple[Path, training.Result]) -> None:
     folder, result = finished
-    path = folder / training.FILE
+    path = folder / run_folder.FILE
     dataset = load_dataset("digits")
     score = scoring.score_file(path, training.build_for(dataset, SMALL.network, SMALL.width), dataset.test_batches(50))
     assert score.correct == result.score.correct == round(result.summary.accuracy * 360)
@@ -176,7 +176,7 @@ def test_the_result_is_that_of_the_file(finished: tuple[Path, training.Result]) 
     assert result.summary.ratio == result.summary.float_bytes / path.stat().st_size
     assert result.summary.penalty_bytes is not None
     assert result.size_share == result.summary.penalty_bytes / path.stat().st_size
-    assert json.loads((folder / training.RESULT).read_text()) == json.loads(json.dumps(asdict(result)))
+    assert json.loads((folder / run_folder.RESULT).read_text()) == json.loads(json.dumps(asdict(result)))
 
 
 def test_the_loss_expects_the_bytes_of_the_file(tmp_path: Path) -> None:
@@ -202,15 +202,15 @@ def test_norms_end_with_plain_means_over_training_batches_and_nothing_else_chang
 def test_the_file_names_what_it_is(finished: tuple[Path, training.Result]) -> None:
     from selfcompress import inspect
 
-    assert inspect(finished[0] / training.FILE).metadata == "digits lenet-300-100:40"
+    assert inspect(finished[0] / run_folder.FILE).metadata == "digits lenet-300-100:40"
 
 
 def test_the_float_file_loads_and_scores_as_reported(tmp_path: Path) -> None:
     result = training.train_float(FIRST, tmp_path)
     dataset = load_dataset("digits")
-    model = scoring.load_float(tmp_path / training.FLOAT_FILE, into=training.build_for(dataset, FIRST.network, 40))
+    model = scoring.load_float(tmp_path / run_folder.FLOAT_FILE, into=training.build_for(dataset, FIRST.network, 40))
     assert scoring.score_model(model, dataset.test_batches(60)).correct == result.score.correct
-    assert result.summary.file_bytes == result.summary.float_bytes == (tmp_path / training.FLOAT_FILE).stat().st_size
+    assert result.summary.file_bytes == result.summary.float_bytes == (tmp_path / run_folder.FLOAT_FILE).stat().st_size
     assert result.summary.penalty_bytes is None
     assert result.summary.ratio == 1
 
@@ -224,9 +224,9 @@ def test_held_out_examples_take_the_place_of_the_test_set(tmp_path: Path) -> Non
 def test_a_loss_that_is_not_a_number_stops_before_the_weights_are_hurt(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"epoch 1, step \d+: the loss is (nan|inf).*\nhint: lower `--lr`"):
         training.train(replace(FIRST, lr=1e30), tmp_path)
-    checkpoint = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)
     assert checkpoint["records"] == []
-    assert not (tmp_path / training.RESULT).exists()
+    assert not (tmp_path / run_folder.RESULT).exists()
 
 
 @pytest.mark.parametrize("where", ["step", "scoring"])
@@ -250,7 +250,7 @@ def test_a_late_nan_keeps_the_last_finished_epoch(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(training, "score_model", broken_score)
     with pytest.raises(NonFiniteError, match=r"epoch 2, step (2|12): the loss .*nan.*(\n.*)*still holds epoch 1"):
         training.train(replace(FIRST, epochs=3), tmp_path)
-    checkpoint = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(tmp_path / run_folder.CHECKPOINT, weights_only=True)
     assert len(checkpoint["records"]) == 1
     assert all(torch.isfinite(value).all() for value in checkpoint["compressor"]["model"].values())
 
@@ -280,7 +280,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_the_run_goes_on_late
 
     def fail(source: str, target: str) -> None:
         nonlocal replaced
-        replaced += str(target).endswith(training.CHECKPOINT)
+        replaced += str(target).endswith(run_folder.CHECKPOINT)
         if replaced > 2:  # the start, the first epoch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         true_replace(source, target)
@@ -302,7 +302,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "other version", "other recipe"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> None:
     training.train(FIRST, tmp_path)
-    path = tmp_path / training.CHECKPOINT
+    path = tmp_path / run_folder.CHECKPOINT
     data = path.read_bytes()
     if damage.startswith("other"):
         state = torch.load(path, weights_only=True)
@@ -362,7 +362,7 @@ def test_a_run_begins_with_trained_weights_and_needs_them_only_once(trained: Pat
         training.train(recipe, tmp_path / "run", on_step=stop_at(2, 1, interrupt))
     shutil.rmtree(start) if kind == "folder" else start.unlink()
     result = training.train(recipe, tmp_path / "run", resume=True)
-    score = json.loads((trained / training.RESULT).read_text())["score"]
+    score = json.loads((trained / run_folder.RESULT).read_text())["score"]
     assert abs(result.score.correct - score["correct"]) <= 2
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
@@ -375,7 +375,7 @@ def test_a_student_learns_what_its_teacher_says_not_what_the_labels_say(trained:
     recipe = replace(SMALL, gamma=0.01, teacher=str(tmp_path / "liar.pt"), teacher_share=1.0)
     training.train(recipe, tmp_path / "run")
     dataset = load_dataset("digits")
-    student = load(tmp_path / "run" / training.FILE, into=network())
+    student = load(tmp_path / "run" / run_folder.FILE, into=network())
     inputs, targets = next(iter(dataset.test_batches(300)))
     said = student(inputs).argmax(1)
     assert (said == (targets + 1) % 10).float().mean() > 0.8
@@ -389,24 +389,24 @@ def test_a_teacher_that_does_not_count_changes_nothing(finished: tuple[Path, tra
     with pytest.raises(training.Interrupted):
         training.train(recipe, tmp_path / "run", on_step=stop_at(3, 1, interrupt))
     training.train(recipe, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
+    assert (tmp_path / "run" / run_folder.FILE).read_bytes() == (finished[0] / run_folder.FILE).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["", training.FILE], ids=["folder", "file"])
+@pytest.mark.parametrize("name", ["", run_folder.FILE], ids=["folder", "file"])
 def test_a_compressed_network_of_another_kind_teaches_with_its_file_alone(tmp_path: Path, name: str) -> None:
     """Nothing of its run is needed but the file, whose label says what it holds."""
     training.train(replace(SMALL, width=60, gamma=0.01), tmp_path / "wide")
     (tmp_path / "teacher").mkdir()
-    shutil.copy(tmp_path / "wide" / training.FILE, tmp_path / "teacher")
+    shutil.copy(tmp_path / "wide" / run_folder.FILE, tmp_path / "teacher")
     dataset = load_dataset("digits")
     teacher = training.load_teacher(str(tmp_path / "teacher" / name), SMALL, dataset)
-    expected = load(tmp_path / "wide" / training.FILE, into=training.build_for(dataset, "lenet-300-100", 60))
+    expected = load(tmp_path / "wide" / run_folder.FILE, into=training.build_for(dataset, "lenet-300-100", 60))
     (inputs,) = dataset.example_inputs(200)
     assert torch.equal(teacher(inputs), expected(inputs))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     recipe = replace(SMALL, gamma=0.01, teacher=str(tmp_path / "teacher" / name), teacher_share=1.0)
     training.train(recipe, tmp_path / "run")
-    student = load(tmp_path / "run" / training.FILE, into=network())
+    student = load(tmp_path / "run" / run_folder.FILE, into=network())
     assert (student(inputs).argmax(1) == expected(inputs).argmax(1)).float().mean() > 0.8
 
 
@@ -427,10 +427,10 @@ def test_a_compressed_teacher_that_cannot_teach_is_refused(tmp_path: Path) -> No
 
 def test_a_teacher_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "foreign")
-    path = tmp_path / "foreign" / training.CHECKPOINT
-    checkpoint = training.read_checkpoint(path)
+    path = tmp_path / "foreign" / run_folder.CHECKPOINT
+    checkpoint = run_folder.read_checkpoint(path)
     checkpoint["recipe"]["dataset"] = "mnist"
-    training.write_checkpoint(path, checkpoint)
+    run_folder.write_checkpoint(path, checkpoint)
     with pytest.raises(DataError, match="expected a network trained on `digits`, found one trained on `mnist`\nhint: "):
         training.train(replace(SMALL, teacher=str(tmp_path / "foreign")), tmp_path / "run")
     with pytest.raises(DataError, match=r"missing\.pt`: cannot be read"):
@@ -499,7 +499,7 @@ def test_a_float_run_of_another_network_is_refused_even_if_it_has_as_many_number
     trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "other")
-    path = tmp_path / "other" / training.CHECKPOINT
+    path = tmp_path / "other" / run_folder.CHECKPOINT
     state = torch.load(path, weights_only=True)
     torch.save(state | {"recipe": state["recipe"] | {"network": "lenet5"}}, path)
     with pytest.raises(DataError, match="expected a run of `digits lenet-300-100:40`, found one of `digits lenet5:40`"):
@@ -511,9 +511,9 @@ def test_part_of_a_run_is_its_beginning(finished: tuple[Path, training.Result], 
         records = training.train_part(SMALL, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
         assert len(records) == epochs
     assert records_of(tmp_path) == records_of(finished[0])[:2]
-    assert not (tmp_path / training.FILE).exists()
+    assert not (tmp_path / run_folder.FILE).exists()
     training.train(SMALL, tmp_path, resume=True)
-    assert (tmp_path / training.FILE).read_bytes() == (finished[0] / training.FILE).read_bytes()
+    assert (tmp_path / run_folder.FILE).read_bytes() == (finished[0] / run_folder.FILE).read_bytes()
 
 
 def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def test_formats_settle_before_the_weights_do(tmp_path: Path) -> None:
     states = []
     for epochs in (1, 2, 3):
         training.train_part(recipe, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
-        states.append(training.read_checkpoint(tmp_path / training.CHECKPOINT)["compressor"]["model"])
+        states.append(run_folder.read_checkpoint(tmp_path / run_folder.CHECKPOINT)["compressor"]["model"])
     moved = [{name for name in now if not torch.equal(now[name], before[name])} for before, now in pairwise(states)]
     exponents = {name for name in states[0] if name.endswith(".exponent")}
     weights = {name for name in states[0] if name.endswith(".original")}
@@ -534,7 +534,7 @@ def test_under_a_target_formats_settle_when_it_has_been_come_down_to(tmp_path: P
     states = []
     for epochs in range(13, 16):
         training.train_part(recipe, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
-        states.append(training.read_checkpoint(tmp_path / training.CHECKPOINT)["compressor"]["model"])
+        states.append(run_folder.read_checkpoint(tmp_path / run_folder.CHECKPOINT)["compressor"]["model"])
     names = [name for name in states[0] if name.endswith(".exponent")]
     formats = [{(name, value) for name in names for value in state[name].tolist()} for state in states]
     stay = [now <= before for before, now in pairwise(formats)]  # but for channels that are cut
@@ -564,7 +564,7 @@ def test_levels_are_held_from_the_share_of_the_run_that_was_asked_for(tmp_path: 
     holding = []
     for epochs in (1, 2, 3):
         training.train_part(recipe, tmp_path, stop=lambda records, last=epochs: len(records) >= last)
-        holding.append(training.read_checkpoint(tmp_path / training.CHECKPOINT)["compressor"]["holding"])
+        holding.append(run_folder.read_checkpoint(tmp_path / run_folder.CHECKPOINT)["compressor"]["holding"])
     assert [state is not None for state in holding] == [False, False, True]
 
 

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, FormatError
 from ..scoring import load_float
-
-FLOAT_FILE = "net.f32"
-"""What a float run leaves in its folder: its raw 32-bit numbers."""
+from .run_folder import FLOAT_FILE
 
 
 def load_weights(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:

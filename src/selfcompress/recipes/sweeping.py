@@ -24,7 +24,8 @@ from ..container import read_file, write_file
 from ..errors import CheckpointError, NonFiniteError, OutputError, UsageError
 from ..reporting import Point, pareto_front
 from .recipe import Recipe
-from .training import CHECKPOINT, FILE, OnPart, make_folder, read_recipe, train
+from .run_folder import CHECKPOINT, FILE, make_folder
+from .training import OnPart, read_recipe, train
 
 STUDY = "study.db"
 """The study's SQLite file, in the folder of the sweep, unless another database is named."""

@@ -28,25 +28,28 @@ from ..scoring import Score, file_bytes, score_file, score_model
 from ..steering import smallest_bytes
 from .datasets import load_dataset
 from .recipe import Recipe
-from .starting import load_weights
-from .training import (
+from .run_folder import (
     CHECKPOINT,
     FILE,
-    METRICS,
     RESULT,
+    claimed,
+    make_folder,
+    read_checkpoint,
+    refuse_run,
+    write_checkpoint,
+)
+from .starting import load_weights
+from .training import (
     OnPart,
     Result,
     build_for,
     check_origin,
     evaluation_batch,
     find_device,
-    make_folder,
-    read_checkpoint,
     read_recipe,
     train,
     train_float,
     train_part,
-    write_checkpoint,
 )
 
 SEARCH = "search.json"
@@ -134,17 +137,15 @@ def find_smallest(
         _check_same_search(folder, search, recipe, tolerance, baseline_dir)
         recipe = replace(search.recipe, device=recipe.device, data_dir=recipe.data_dir)
     else:
-        found = [name for name in (SEARCH, CHECKPOINT, METRICS, RESULT, FILE) if (folder / name).exists()]
-        if found:
-            raise UsageError(
-                f"`{folder}`: expected a new or empty folder, found a run ({', '.join(found)})\n"
-                "hint: go on with it by `--resume`, or name another folder with `--out`"
-            )
+        refuse_run(folder, SEARCH)
         search = _begin(recipe, tolerance, baseline_dir)
         recipe = search.recipe
         make_folder(folder)  # now that data, network and weights are known to be there
-        write_file(folder / SEARCH, (json.dumps(asdict(search), indent=2) + "\n").encode())
-    return _Running(recipe, search, folder, on_part).run()
+    with claimed(folder):
+        if not resume:
+            refuse_run(folder, SEARCH)  # another process may have been quicker
+            write_file(folder / SEARCH, (json.dumps(asdict(search), indent=2) + "\n").encode())
+        return _Running(recipe, search, folder, on_part).run()
 
 
 @dataclass(frozen=True)

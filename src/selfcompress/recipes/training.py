@@ -1,8 +1,6 @@
 """The training loop of the command line: a recipe and a folder in, a folder with a small file and its record out.
 
-The folder of a run holds `metrics.jsonl` (a line per epoch), `checkpoint.pt` (the last finished epoch, replaced
-atomically), and at the end `net.scn` and `result.json`. What is reported was measured on the file, loaded into a fresh
-network.
+What the folder holds is in `run_folder.py`. What is reported was measured on the file, loaded into a fresh network.
 
 A run that is stopped goes on bit for bit: the order of the examples follows from (seed, epoch), the state of the random
 number generators is in the checkpoint, and the network is shrunk to its checkpoint's shape before the optimizer is
@@ -12,14 +10,13 @@ made. On CUDA, some of torch's own kernels add up in varying order; there the pr
 on the way how to go on. Left out: several devices.
 """
 
-import io
 import json
 import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -36,7 +33,7 @@ from ..compressor import SelfCompressor
 from ..container import write_file
 from ..costs import Latency, parse_targets
 from ..distilling import distillation_loss
-from ..errors import CheckpointError, DataError, NonFiniteError, OutputError, UsageError
+from ..errors import CheckpointError, DataError, NonFiniteError, UsageError
 from ..packing import inspect, load, save
 from ..replaying import ReplayedStep
 from ..reporting import EpochRecord, RunSummary
@@ -56,14 +53,22 @@ from ..scoring import (
 from .datasets import Dataset, load_dataset
 from .networks import build_network
 from .recipe import Recipe, parse_label
-from .starting import FLOAT_FILE as FLOAT_FILE
+from .run_folder import (
+    CHECKPOINT,
+    CHECKPOINT_VERSION,
+    FILE,
+    FLOAT_FILE,
+    RESULT,
+    append_metrics,
+    claimed,
+    make_folder,
+    read_checkpoint,
+    refuse_run,
+    write_checkpoint,
+    write_metrics,
+)
 from .starting import load_weights
 
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
-RESULT = "result.json"
-FILE = "net.scn"
-CHECKPOINT_VERSION = 2
 FORMAT_LR = 0.02
 """Learning rate of the formats, in octaves, beside weights that are trained by SGD: ten times that of an Adam."""
 EVALUATION_BATCH = 250
@@ -127,9 +132,10 @@ def train(
         on_epoch: called with the record of every finished epoch, those of a resumed run included.
         on_step: called with epoch, step and steps per epoch after every step; all count from 1.
 
-    Sets torch's global random seed. Raises `UsageError` if the folder holds a run and `resume` is false, `OutputError`
-    if it cannot be written, `CheckpointError` if its checkpoint does not fit, `NonFiniteError` if the loss is not a
-    number, `DataError` for the data, and `Interrupted` on Ctrl-C or SIGTERM. What was finished before an error is kept.
+    Sets torch's global random seed. Raises `UsageError` if the folder holds a run and `resume` is false, or another
+    process trains there, `OutputError` if it cannot be written, `CheckpointError` if its checkpoint does not fit,
+    `NonFiniteError` if the loss is not a number, `DataError` for the data, and `Interrupted` on Ctrl-C or SIGTERM. What
+    was finished before an error is kept.
     """
     return _run(recipe, Path(out_dir), compress=True, resume=resume, graph=graph, on_epoch=on_epoch, on_step=on_step)
 
@@ -172,12 +178,12 @@ def train_part(
     Returns the records of all finished epochs. Errors are those of `train`.
     """
     folder = Path(out_dir)
-    job = _start(recipe, folder, compress=True, resume=(folder / CHECKPOINT).exists(), on_epoch=on_epoch)
-    assert job.compressor is not None
-    job.compressor.fall_evenly()
-    with _can_go_on(folder):
+    resume = (folder / CHECKPOINT).exists()
+    with _started(recipe, folder, compress=True, resume=resume, on_epoch=on_epoch) as job:
+        assert job.compressor is not None
+        job.compressor.fall_evenly()
         _train_epochs(job, stop, on_epoch, on_step)
-    return job.records
+        return job.records
 
 
 def read_recipe(out_dir: str | os.PathLike[str]) -> Recipe:
@@ -218,24 +224,39 @@ def _run(
     on_epoch: OnEpoch | None,
     on_step: OnStep | None,
 ) -> Result:
-    job = _start(recipe, folder, compress=compress, resume=resume, on_epoch=on_epoch)
-    with _can_go_on(folder):
+    with _started(recipe, folder, compress=compress, resume=resume, on_epoch=on_epoch) as job:
         _train_epochs(job, lambda _: False, on_epoch, on_step)
         return _finish(job, graph)
 
 
-def _start(recipe: Recipe, folder: Path, *, compress: bool, resume: bool, on_epoch: OnEpoch | None) -> _Job:
-    """A new run in its folder, or the one that is there, of which `on_epoch` is told."""
-    checkpoint = _find_checkpoint(folder, recipe, compress=compress, resume=resume)
-    job = _prepare(recipe, folder, compress, checkpoint)
-    make_folder(folder)  # now that data and network are known to be there
-    _rewrite_metrics(job)
-    if checkpoint is None:
-        _write_checkpoint(job)
-    if on_epoch is not None:
-        for record in job.records:
-            on_epoch(record)
-    return job
+@contextmanager
+def _started(recipe: Recipe, folder: Path, *, compress: bool, resume: bool, on_epoch: OnEpoch | None) -> Iterator[_Job]:
+    """A new run in its folder, or the one that is there, of which `on_epoch` is told. The folder is claimed meanwhile.
+
+    Within the block Ctrl-C and SIGTERM become `Interrupted`.
+    """
+    with ExitStack() as stack:
+        if resume:
+            if (folder / CHECKPOINT).exists():
+                stack.enter_context(claimed(folder))
+            checkpoint = read_checkpoint(folder / CHECKPOINT)
+            _check_same_run(folder, checkpoint, recipe, compress)
+        else:
+            checkpoint = None
+            refuse_run(folder)
+        job = _prepare(recipe, folder, compress, checkpoint)
+        if not resume:
+            make_folder(folder)  # now that data and network are known to be there
+            stack.enter_context(claimed(folder))
+            refuse_run(folder)  # another process may have been quicker
+        write_metrics(folder, [record.to_json() for record in job.records])
+        if checkpoint is None:
+            _write_checkpoint(job)
+        if on_epoch is not None:
+            for record in job.records:
+                on_epoch(record)
+        stack.enter_context(_can_go_on(folder))
+        yield job
 
 
 def _train_epochs(
@@ -248,7 +269,7 @@ def _train_epochs(
         record = _train_epoch(job, epoch, on_step)
         job.records.append(record)
         _write_checkpoint(job)
-        _append_metrics(job, record)
+        append_metrics(job.folder, record.to_json())
         if on_epoch is not None:
             on_epoch(record)
 
@@ -261,54 +282,6 @@ def _can_go_on(folder: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt as interrupt:
         raise Interrupted(len(read_checkpoint(folder / CHECKPOINT)["records"]), folder) from interrupt
-
-
-def _find_checkpoint(folder: Path, recipe: Recipe, *, compress: bool, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint that is to be resumed, or None for a new run, after a look that there is none in its place."""
-    if resume:
-        checkpoint = read_checkpoint(folder / CHECKPOINT)
-        _check_same_run(folder, checkpoint, recipe, compress)
-        return checkpoint
-    found = [name for name in (CHECKPOINT, METRICS, RESULT, FILE, FLOAT_FILE) if os.path.exists(folder / name)]
-    if found:
-        raise UsageError(
-            f"`{folder}`: expected a new or empty folder, found a run ({', '.join(found)})\n"
-            "hint: go on with it by `--resume`, or name another folder with `--out`"
-        )
-    return None
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder where there is none. Raises `OutputError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"`{folder}`: cannot be made a folder: {error.strerror or error}\nhint: name another folder with `--out`"
-        ) from error
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, on the CPU. Raises `CheckpointError` if it cannot be read."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"`{path}`: no checkpoint to resume: {error.strerror or error}\n"
-            "hint: name the folder of a started run with `--out`, or leave `--resume` out"
-        ) from error
-    try:
-        # only tensors and plain values: a checkpoint of unknown origin must not run code
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if not isinstance(checkpoint, dict) or checkpoint["version"] != CHECKPOINT_VERSION:
-            raise ValueError("it is of another version")
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"`{path}`: expected a checkpoint of `selfcompress train`, found {len(data)} other bytes: {reason}\n"
-            "hint: start the run anew in another folder"
-        ) from error
-    return checkpoint
 
 
 def _check_same_run(folder: Path, checkpoint: dict[str, Any], recipe: Recipe, compress: bool) -> None:
@@ -609,32 +582,6 @@ def _write_checkpoint(job: _Job) -> None:
     else:
         state["model"] = job.model.state_dict()
     write_checkpoint(job.folder / CHECKPOINT, state)
-
-
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint all or nothing. Inverse: `read_checkpoint`. Raises `OutputError`."""
-    # by way of memory: torch turns a full disk into an error that cannot be told from others
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_file(path, buffer.getvalue())
-
-
-def _rewrite_metrics(job: _Job) -> None:
-    """Make `metrics.jsonl` say what the checkpoint says: a run may have died between the two."""
-    lines = "".join(record.to_json() + "\n" for record in job.records)
-    write_file(job.folder / METRICS, lines.encode())
-
-
-def _append_metrics(job: _Job, record: EpochRecord) -> None:
-    path = job.folder / METRICS
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
-    except OSError as error:
-        raise OutputError(
-            f"`{path}`: cannot be written: {error.strerror or error}\n"
-            "hint: free some space and go on with `--resume`; all finished epochs are kept"
-        ) from error
 
 
 def _finish(job: _Job, graph: bool) -> Result:
