@@ -457,6 +457,13 @@ def test_code_length_pulls_at_weights_steps_and_biases_and_clips_nothing() -> No
         assert torch.equal(c.original.grad[inside].sign(), c.original[inside].sign())  # towards zero
 
 
+def test_gradients_of_weights_are_damped_but_not_those_of_biases_nor_as_published() -> None:
+    for rate in RATES:
+        compressor = SelfCompressor(mlp(), (torch.randn(2, 6),), rate=rate)
+        damped = {c.name for c in compressor.compressed if c.quantizer.damped}
+        assert damped == ({"0.weight", "2.weight"} if rate == "code-length" else set())
+
+
 def test_bit_depth_pulls_at_bit_depths_alone() -> None:
     compressor = SelfCompressor(mlp(), (torch.randn(2, 6),), rate="bit-depth")
     assert {c.name for c in compressor.compressed} == {"0.weight", "2.weight"}

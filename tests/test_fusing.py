@@ -31,7 +31,7 @@ def results(shape: tuple[int, int], taps: int, *, clips: bool = True, compile: b
     levels = to_levels(rows.detach(), bits.detach(), exponent.detach(), "symmetric")
     table = PriceTable(fit_levels(levels, taps, 3 if taps > 1 else None), levels, taps)
     price = code_length(rows, bits, exponent, "symmetric", table, clips=clips, compile=compile)
-    quantised = quantize(rows, bits, exponent, clips=clips, compile=compile)
+    quantised = quantize(rows, bits, exponent, clips=clips, damped=not clips, compile=compile)
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     learned = (rows, bits, exponent) if clips else (rows, exponent)
     gradients = torch.autograd.grad((quantised * weights).sum() + 0.01 * price, learned)

@@ -330,3 +330,46 @@ def test_the_initial_format_reaches_the_largest_weight(grid: Grid, bits: float) 
 def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ChannelQuantizer(torch.ones(2, 2), axis=0, **options)
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_a_damped_gradient_is_that_of_a_filter_as_long_as_the_real_one(clips: bool) -> None:
+    """Where only the direction counts, as behind a norm, the gradient goes with the inverse of the length."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(5, 30, generator=generator, dtype=torch.float64) * 0.9 - 0.45
+    x[:, 4:7] = torch.tensor([1.3, -0.8, 2.4])
+    b, e = torch.full((5,), 6.0, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    wanted = torch.randn(5, 30, generator=generator, dtype=torch.float64)
+
+    def agreement(filters: Tensor) -> Tensor:
+        return (wanted * filters / filters.norm(dim=1, keepdim=True)).sum()
+
+    x[0] = 0.0
+    x[0, 3] = 0.6  # rounded to one: longer than it is
+    x.requires_grad_()
+    q = quantize(x, b, e, clips=clips, damped=True)
+    lengths, real = q.detach().norm(dim=1), x.detach().norm(dim=1)
+    left = lengths < real
+    assert left.tolist() == [False, True, True, True, True], "this test wants rows that have become shorter"
+    assert (lengths > 0).all()
+    agreement(q).backward()
+
+    as_long = (q.detach() * (real / lengths)[:, None]).requires_grad_()
+    (expected,) = torch.autograd.grad(agreement(as_long), as_long)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[left], expected[left])
+    (plain,) = torch.autograd.grad(agreement(quantize(x, b, e, clips=clips)), x)
+    torch.testing.assert_close(x.grad[~left], plain[~left])  # nothing is made larger
+
+
+def test_a_row_without_a_level_is_not_thrown_about_where_gradients_are_damped() -> None:
+    x = torch.full((2, 9), 0.1)
+    x[1, 0] = 1.0
+    x.requires_grad_()
+    b, e = torch.full((2,), 6.0), torch.zeros(2, requires_grad=True)
+    quantize(x, b, e, clips=False, damped=True).sum().backward()
+    assert x.grad is not None
+    assert e.grad is not None
+    assert not x.grad[0].any()
+    assert x.grad[1].tolist() == pytest.approx([1 / math.sqrt(1 + 8 * 0.01)] * 9)
+    assert e.grad.tolist() == pytest.approx([0.0, x.grad[1, 0].item() * LN2 * -0.8])

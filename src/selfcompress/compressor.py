@@ -238,6 +238,7 @@ class SelfCompressor:
             tensor.quantizer.compiled = compile
             if not published:
                 _learn_step_alone(tensor.quantizer, most)
+                tensor.quantizer.damped = tensor.quantizer.axis is not None
         self.activation_bits, self.activation_gamma = activation_bits, activation_gamma
         self.activations = Activations()
         if activation_bits is not None:

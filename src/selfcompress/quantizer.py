@@ -9,6 +9,13 @@ that a file holds, and nothing is clipped. Two grids:
 
 Rounding is to nearest, ties to even. Its gradient is passed straight through; all other gradients are exact: inside the
 range dq/dx = 1, dq/db = 0, dq/de = ln2·(q - x); clipped dq/dx = 0, dq/db = ±ln2·2^(b-1)·2^e, dq/de = ln2·q.
+
+Where gradients are *damped*, that of a row is multiplied by min(1, ‖q‖ / ‖x‖) first. Behind a norm the gradient of a
+filter goes with 1 / ‖q‖, since the norm undoes the filter's length. A filter of which hardly a level is left is thrown
+about by gradients many times as large as its own length, ‖x‖, asks for: plain SGD makes it a hundred times as long in a
+few steps, and there neither loss nor price can turn it any more. Multiplied, the gradient is that of a filter in the
+direction of q, as long as x. A row without a level has none: a norm would amplify what it gets 300 times.
+
 `quantize` is one `autograd.Function` that keeps the weight (which lives anyway) and the two format vectors, and
 computes the rest again in the backward pass.
 
@@ -28,6 +35,8 @@ from .fusing import dot_rows, fused
 Grid = Literal["eq1", "symmetric"]
 GRIDS: tuple[Grid, ...] = ("eq1", "symmetric")
 LN2 = math.log(2.0)
+TINY = 1e-30
+"""Square of a norm that counts as nothing."""
 MAX_BITS = 16.0
 """Formats are kept within 0 … 16 bits, because the file's levels are 16-bit integers."""
 
@@ -84,17 +93,28 @@ def _rounded(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tensor
     return to_levels(rows, bits, exponent, grid).mul_(torch.exp2(exponent)[:, None])
 
 
+def _damping(levels: Tensor, scaled: Tensor) -> Tensor:
+    """(C, 1) lengths of rows of levels, over those of what they are rounded from, at most 1; 0 for rows of zeros."""
+    share = dot_rows(levels, levels) / dot_rows(scaled, scaled).clamp_min_(TINY)
+    return share.clamp_max_(1.0).sqrt_()[:, None]
+
+
 def _gradients(
-    grad: Tensor, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, clips: bool
+    grad: Tensor, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, clips: bool, damped: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The straight-through gradients of the module's docstring, with respect to rows, bits and exponent."""
     step = torch.exp2(exponent)[:, None]
     if not clips:
         scaled = rows * torch.exp2(-exponent)[:, None]
-        return grad, None, dot_rows(grad, scaled.round().sub_(scaled)) * step[:, 0] * LN2
+        levels = scaled.round()
+        if damped:
+            grad = grad * _damping(levels, scaled)
+        return grad, None, dot_rows(grad, levels.sub_(scaled)) * step[:, 0] * LN2
     low, high = (limit[:, None] for limit in limits(bits, grid))
     scaled = rows / step
     clipped = torch.minimum(torch.maximum(scaled, low), high)
+    if damped:
+        grad = grad * _damping(clipped.round(), scaled)
     # -1, 0, +1 for weights below, inside and above the range
     side = torch.sub(scaled, clipped).sign_()
     # round(clipped) - (scaled where inside): the bracket of dq/de = ln2 · 2^e · [...], for both cases at once
@@ -109,18 +129,25 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid, clips: bool, compile: bool
+        ctx: Any,
+        rows: Tensor,
+        bits: Tensor,
+        exponent: Tensor,
+        grid: Grid,
+        clips: bool,
+        damped: bool,
+        compile: bool,
     ) -> Tensor:
-        ctx.grid, ctx.clips, ctx.compile = grid, clips, compile
+        ctx.options, ctx.compile = (grid, clips, damped), compile
         ctx.save_for_backward(rows, bits, exponent)
         return fused(_rounded, compile=compile)(rows, bits, exponent, grid)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         rows, bits, exponent = ctx.saved_tensors
-        found = fused(_gradients, compile=ctx.compile)(grad, rows, bits, exponent, ctx.grid, ctx.clips)
-        return *found, None, None, None
+        found = fused(_gradients, compile=ctx.compile)(grad, rows, bits, exponent, *ctx.options)
+        return *found, None, None, None, None
 
 
 def quantize(
@@ -130,6 +157,7 @@ def quantize(
     grid: Grid = "symmetric",
     *,
     clips: bool = True,
+    damped: bool = False,
     compile: bool = False,
 ) -> Tensor:
     """Round `rows` (C, n) to the grids of their channels: eq. 1 of arXiv 2301.13142 or its symmetric sister.
@@ -141,12 +169,13 @@ def quantize(
         grid: `"eq1"` or `"symmetric"`.
         clips: whether weights may lie outside of the range. If not, the gradient does not look, which takes less
             time, and `bits` has none; what lies outside all the same is clipped.
+        damped: whether the gradient of a row is multiplied by min(1, ‖q‖ / ‖x‖); see above.
         compile: compute with kernels made by `torch.compile`.
 
     Returns:
         The quantised weights, same shape; differentiable in all three tensors.
     """
-    return cast(Tensor, _Quantize.apply(rows, bits, exponent, grid, clips, compile))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Quantize.apply(rows, bits, exponent, grid, clips, damped, compile))  # type: ignore[no-untyped-call]
 
 
 class _Snap(torch.autograd.Function):
@@ -177,7 +206,7 @@ class ChannelQuantizer(nn.Module):
         resolution: the exponent that is *used* is rounded to multiples of 1/resolution, because the file stores it so;
             None uses it as it is (as published).
         original_shape: the shape of the tensor before anything was removed.
-        clips: whether weights may lie outside of the range; see `quantize`.
+        clips, damped: whether weights may lie outside of the range, and gradients are damped; see `quantize`.
         compiled: whether training computes with kernels made by `torch.compile`.
     """
 
@@ -206,7 +235,7 @@ class ChannelQuantizer(nn.Module):
             )
         self.axis, self.groups, self.grid, self.resolution = axis, groups, grid, resolution
         self.original_shape = tuple(weight.shape)
-        self.clips, self.compiled = True, False
+        self.clips, self.damped, self.compiled = True, False, False
         rows = to_rows(weight.detach(), axis, groups)
         self.bits = nn.Parameter(rows.new_full((rows.shape[0],), initial_bits))
         self.exponent = nn.Parameter(initial_exponent(rows, initial_bits, grid))
@@ -230,7 +259,7 @@ class ChannelQuantizer(nn.Module):
         """Quantise `weight`; any shape whose output channels are the ones this was made for."""
         compile = self.compiled and self.training
         formats = self.bits, self.used_exponent(), self.grid
-        quantized = quantize(self.rows(weight), *formats, clips=self.clips, compile=compile)
+        quantized = quantize(self.rows(weight), *formats, clips=self.clips, damped=self.damped, compile=compile)
         return from_rows(quantized, tuple(weight.shape), self.axis, self.groups)
 
     def extra_repr(self) -> str:
