@@ -36,7 +36,7 @@ Grid = Literal["eq1", "symmetric"]
 GRIDS: tuple[Grid, ...] = ("eq1", "symmetric")
 LN2 = math.log(2.0)
 TINY = 1e-30
-"""Square of a norm that counts as nothing."""
+"""A length that counts as nothing."""
 MAX_BITS = 16.0
 """Formats are kept within 0 … 16 bits, because the file's levels are 16-bit integers."""
 
@@ -95,8 +95,9 @@ def _rounded(rows: Tensor, bits: Tensor, exponent: Tensor, grid: Grid) -> Tensor
 
 def _damping(levels: Tensor, scaled: Tensor) -> Tensor:
     """(C, 1) lengths of rows of levels, over those of what they are rounded from, at most 1; 0 for rows of zeros."""
-    share = dot_rows(levels, levels) / dot_rows(scaled, scaled).clamp_min_(TINY)
-    return share.clamp_max_(1.0).sqrt_()[:, None]
+    length, real = (torch.linalg.vector_norm(rows, dim=1) for rows in (levels, scaled))
+    damping: Tensor = (length / real.clamp_min_(TINY)).clamp_max_(1.0)[:, None]
+    return damping
 
 
 def _gradients(
