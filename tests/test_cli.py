@@ -73,7 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_leaves_a_file_its_record_and_a_plot(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
-    assert names == {"net.scn", "metrics.jsonl", "result.json", "checkpoint.pt", "run.png", "float"}
+    assert names == {"net.scn", "metrics.jsonl", "result.json", "checkpoint.pt", ".lock", "run.png", "float"}
     recipe = json.loads((run / "result.json").read_text())["recipe"]
     assert (recipe["gamma"], recipe["seed"], recipe["epochs"], recipe["width"]) == (0.5, 3, 2, 30)
     assert (recipe["settle"], recipe["hold"]) == (0.75, 0.9)
@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> N
     assert process.returncode == 2, process.stderr
     assert "Traceback" not in process.stderr
     assert "checkpoint.pt`: cannot be written" in process.stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint.pt", "metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint.pt", "metrics.jsonl", ".lock"}
 
     result = call("train", "--out", tmp_path / "run", "--resume", "--no-plot")
     assert result.exit_code == 0, result.output
