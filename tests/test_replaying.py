@@ -98,7 +98,7 @@ def sgd_and_adam(compressor: sc.SelfCompressor) -> list[torch.optim.Optimizer]:
     "options",
     [
         {"gamma": 3.0},
-        {"target": "2 %", "total_steps": 300},
+        {"target": "1 %", "total_steps": 300},
         {"target": "10 % and 30 % MACs", "total_steps": 300},
         {"gamma": 0.5, "rate": "bit-depth"},
         {"gamma": 1.0, "activation_bits": 6.0},
