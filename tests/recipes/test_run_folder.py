@@ -77,6 +77,9 @@ def test_where_nothing_can_be_locked_nothing_is_claimed(tmp_path: Path) -> None:
     (tmp_path / run_folder.LOCK).mkdir()
     with run_folder.claimed(tmp_path), run_folder.claimed(tmp_path):
         pass
+    with pytest.raises(ZeroDivisionError) as caught, run_folder.claimed(tmp_path):
+        1 / 0  # noqa: B018
+    assert caught.value.__context__ is None  # the lock that failed is no part of what is said
 
 
 def test_a_folder_is_free_again_after_the_block_also_after_an_error(tmp_path: Path) -> None:

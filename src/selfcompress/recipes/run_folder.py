@@ -65,13 +65,12 @@ def claimed(folder: Path) -> Iterator[None]:
             f"`{folder}`: another process is training there\n"
             "hint: let it finish or stop it, or name another folder with `--out`"
         ) from error
-    except (OSError, NotImplementedError):
-        yield
-        return
+    except (OSError, NotImplementedError):  # the second is what filelock raises where there are no locks
+        pass
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # which does nothing where nothing was claimed
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
